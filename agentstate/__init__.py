@@ -1,0 +1,1 @@
+"""Durable, shared, inspectable state for AI agent handlers."""
