@@ -1,0 +1,1 @@
+"""What happens to a state: turns, commits, history, leases."""
