@@ -1,0 +1,90 @@
+"""What the journal says of a commit, as bytes.
+
+A record is one JSON object: who and why (``at``, ``actor``, ``reason``, ``handler``, ``turn``,
+``correlation``, ``parent``, ``operation``) and what changed (``set``, ``delete``, ``increment``,
+``append``, ``cut``, ``trim``, ``edit``, ``clear``). A value that is plain JSON stands in it as it is;
+any other as ``{"$bytes": base64}``. The engine adds what only it knows: the stamp, the ``seq``
+of appended items, and the items that were removed.
+"""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from agentstate.storage.protocol import Part
+
+WHO = ("handler", "turn", "actor", "reason", "correlation", "parent")
+RARE = ("delete", "increment", "cut", "trim", "edit")
+PLAIN_JSON = frozenset(b'{["-0123456789tfn')
+
+
+@dataclass(slots=True, frozen=True)
+class Origin:
+    """Who commits, and why."""
+
+    operation: str
+    handler: str = ""
+    turn: str = ""
+    actor: str = ""
+    reason: str = ""
+    correlation: str = ""
+    parent: str = ""
+
+
+@cache
+def _orjson() -> Any:
+    import orjson
+
+    return orjson
+
+
+def encode_record(part: Part, origin: Origin, at: float) -> bytes:
+    """Return the journal record of a part."""
+    orjson = _orjson()
+    record: dict[str, Any] = {"at": at, "operation": origin.operation}
+    for name in WHO:
+        if text := getattr(origin, name):
+            record[name] = text
+    if part.clear:
+        record["clear"] = True
+    if part.puts:
+        values: dict[str, dict[str, Any]] = {}
+        for put in part.puts:
+            values.setdefault(put.section, {})[put.key] = _shown(put.value, orjson.Fragment)
+        record["set"] = values
+    if part.appends:
+        record["append"] = [(one.log, one.id) for one in part.appends]
+    for name in RARE:
+        if changes := getattr(part, f"{name}s"):
+            # orjson refuses named tuples; an edit's new value stands in the log
+            record[name] = [tuple(change)[:3] for change in changes]
+    return bytes(orjson.dumps(record))
+
+
+def _shown(value: bytes, fragment: Callable[[bytes], Any]) -> Any:
+    if value and value[0] in PLAIN_JSON:
+        return fragment(value)
+    return {"$bytes": b64encode(value).decode()}
+
+
+def encode_failure(
+    origin: Origin, at: float, error: BaseException, once: str | None, messages: list[dict[str, Any]]
+) -> bytes:
+    """Return the record a failed turn leaves: what went wrong, and the messages it had added."""
+    record = {
+        "at": at,
+        "operation": "failed",
+        "handler": origin.handler,
+        "turn": origin.turn,
+        "correlation": origin.correlation,
+        "error": f"{type(error).__module__}.{type(error).__qualname__}",
+        "once": once,
+        "messages": messages,
+    }
+    return bytes(_orjson().dumps(record, default=str))
