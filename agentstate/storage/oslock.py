@@ -1,0 +1,181 @@
+"""Turns between the processes of one machine: byte-range locks that the kernel keeps.
+
+The kernel frees a lock when the last process that holds its descriptor dies, however it
+dies, so a turn needs neither renewal nor clock here. Polling alone would let the one who has
+just left barge in again, so every turn has two bytes, 'next' and 'turn': whoever holds 'next'
+polls 'turn', and nobody else can take it.
+
+Every attempt is non-blocking and takes microseconds, so it may run on an event loop. `wait`
+is the only place that awaits; cancelled there, a waiter has left the line.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import sys
+import time
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from agentstate.errors import StorageClosedError, StorageUnavailableError, UnsupportedError
+from agentstate.storage.lockfiles import LockDirectory, Turn, Waiter, guard, resolve
+from agentstate.storage.protocol import Holder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+
+__all__ = ["MachineLocks"]
+
+BLOCKING_POLL: Final = (0.00005, 0.001)
+
+_exclusive_nonces = count(1)
+
+
+class MachineLocks:
+    """The turns of one directory, exclusive between all tasks, threads and processes of this machine.
+
+    An address is any text; a nonce is the caller's random number for one turn. Two objects for
+    the same directory exclude each other like two processes do.
+    """
+
+    def __init__(
+        self, directory: Path | str, *, allow_network_fs: bool = False, clock: Callable[[], float] = time.time
+    ) -> None:
+        """Open, or make, the directory of lock files.
+
+        Args:
+            directory: for lock files only; private to its owner.
+            allow_network_fs: don't refuse a network file system. Right only for one process.
+            clock: seconds since the epoch, for what others are told of a holder.
+
+        Raises:
+            StorageAccessError: the directory can't be made or opened, or lies on a network.
+        """
+        if sys.platform == "win32":
+            raise UnsupportedError("Turns between processes need POSIX file locks.", remedy="Use memory or a server.")
+        self.directory = Path(directory)
+        self._clock = clock
+        self._mine: set[tuple[str, int]] = set()
+        self._closed = False
+        self._table = LockDirectory.join(self.directory, check=not allow_network_fs)
+
+    def try_take(self, address: str, nonce: int, holder: str) -> bool:
+        """Take the turn now if it is free, else join or keep the place in the line. Never blocks.
+
+        Returns whether ``nonce`` holds the turn; it does when it did before.
+        """
+        with guard:
+            turn = self._turn(address)
+            if turn.nonce == nonce:
+                return True
+            self._mine.add((address, nonce))
+            if turn.advance(nonce):
+                self._took(turn, nonce, holder)
+                return True
+            turn.line.setdefault(nonce, Waiter(holder)).asked_at = time.monotonic()
+            return False
+
+    async def wait(self, address: str, nonce: int, seconds: float) -> bool:
+        """Return whether ``nonce`` holds the turn, after ``seconds`` at the latest.
+
+        When it doesn't, it keeps its place for a second: wait again, or `leave`. Cancelled, it
+        has left the line.
+        """
+        loop = asyncio.get_running_loop()
+        until = loop.time() + seconds
+        try:
+            while True:
+                with guard:
+                    turn = self._turn(address)
+                    place = turn.line.get(nonce)
+                    if self.try_take(address, nonce, place.holder if place else ""):
+                        return True
+                    left = until - loop.time()
+                    if left <= 0:
+                        return False
+                    place = turn.line[nonce]
+                    place.future = loop.create_future()
+                    timer = loop.call_later(min(left, turn.delay(nonce)), resolve, place.future)
+                try:
+                    await place.future
+                finally:
+                    timer.cancel()
+                    place.future = None
+        except BaseException:
+            self.leave(address, nonce)
+            raise
+
+    def leave(self, address: str, nonce: int) -> None:
+        """Give the turn back, or leave the line. A nonce that has neither is no error."""
+        with guard:
+            self._mine.discard((address, nonce))
+            if not self._table.closed:
+                self._table.leave(address, nonce)
+
+    def holds(self, address: str, nonce: int) -> bool:
+        """Return whether ``nonce`` holds the turn."""
+        with guard:
+            turn = None if self._closed else self._table.find(address)
+            return turn is not None and turn.nonce == nonce
+
+    def holder(self, address: str) -> Holder | None:
+        """Return who holds the turn, or held it last, as far as is known here."""
+        with guard:
+            self._check_open()
+            turn = self._table.find(address)
+            return Holder(turn.holder, turn.since) if turn is not None and turn.nonce else self._table.note(address)
+
+    @contextmanager
+    def exclusive(self, name: str, seconds: float) -> Generator[None]:
+        """Hold a lock of this directory while inside, queueing fairly between processes. Blocks.
+
+        For a thread of its own, never an event loop.
+
+        Raises:
+            StorageUnavailableError: it wasn't free within ``seconds``.
+        """
+        address, nonce = f"\0{name}", next(_exclusive_nonces)
+        until, delay = time.monotonic() + seconds, BLOCKING_POLL[0]
+        try:
+            while not self.try_take(address, nonce, ""):
+                if time.monotonic() > until:
+                    raise StorageUnavailableError(
+                        f"The {name} lock in {self.directory} was not free for {seconds:g} s.",
+                        remedy="Another process holds it: let it go on, or end it.",
+                    )
+                time.sleep(delay if self._turn(address).queued else random.uniform(*BLOCKING_POLL))  # noqa: S311
+                delay = min(delay * 2, BLOCKING_POLL[1])
+            yield
+        finally:
+            self.leave(address, nonce)
+
+    def close(self) -> None:
+        """Give back every turn and place taken through this object. Idempotent."""
+        with guard:
+            if self._closed:
+                return
+            for address, nonce in list(self._mine):
+                self.leave(address, nonce)
+            self._closed = True
+            self._table.part()
+
+    def _turn(self, address: str) -> Turn:
+        self._check_open()
+        return self._table.turn(address)
+
+    def _check_open(self) -> None:
+        if self._closed or self._table.closed:
+            raise StorageClosedError(
+                f"The locks in {self.directory} were closed, or this is a forked child.",
+                remedy="Open the storage again in this process.",
+            )
+
+    def _took(self, turn: Turn, nonce: int, holder: str) -> None:
+        turn.line.pop(nonce, None)
+        turn.nonce, turn.holder = nonce, holder
+        if holder:
+            turn.since = self._clock()
+            turn.write_note()
