@@ -1,0 +1,336 @@
+"""What a turn has read and changed of one state, before its commit.
+
+A buffer lies over a snapshot, or (in a frame) over the buffer of the turn it runs in. Reads
+see its own changes first. It remembers the stamp of everything it read, so that the commit
+can check it, and the bytes behind every mutable value it handed out, so that a change that
+was never set is noticed. It does no input or output: what isn't loaded is `MISSING`, and the
+turn loads it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from agentstate import codec
+from agentstate.errors import ConflictError, UnsavedChangeError
+from agentstate.state.logbuffer import LogBuffer
+from agentstate.storage.protocol import ANY, KEEP, Append, Check, Entry, Increment, Keep, Part, Put, Snapshot, Stamp
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from agentstate.storage.protocol import Committed
+
+At = tuple[str, str]
+
+
+class _Missing:
+    """The type of `MISSING`."""
+
+
+MISSING: Final = _Missing()
+
+
+class _Written(NamedTuple):
+    value: bytes | None  # None: deleted
+    ttl: float | None = None
+
+
+class Buffer:
+    """The changes of one state in a turn or frame."""
+
+    __slots__ = (
+        "_absent",
+        "_decoded",
+        "_handed",
+        "_marks",
+        "_reads",
+        "cleared",
+        "deltas",
+        "expiry",
+        "labels",
+        "logs",
+        "owner",
+        "parent",
+        "section_reads",
+        "snapshot",
+        "whole_read",
+        "written",
+    )
+
+    def __init__(self, snapshot: Snapshot, parent: Buffer | None = None) -> None:
+        """Lie over a snapshot, or over a parent's buffer of the same state."""
+        self.snapshot = snapshot
+        self.parent = parent
+        self.written: dict[At, _Written] = {}
+        self.deltas: dict[At, int] = {}
+        self.logs: dict[str, LogBuffer] = {}
+        self.cleared = False
+        self.owner: str | Keep | None = KEEP
+        self.labels: Mapping[str, str] | Keep = KEEP
+        self.expiry: float | Keep | None = KEEP
+        self.section_reads: set[str] = set()
+        self.whole_read = False
+        self._reads: dict[At, Stamp | None] = {}
+        self._absent: set[At] = set()
+        self._handed: dict[At, tuple[Any, bytes]] = {}
+        self._decoded: dict[At, Any] = {}
+        self._marks: dict[At, int] = {}
+
+    # -- entries -----------------------------------------------------------------------------
+
+    def peek(self, at: At) -> bytes | int | _Missing | None:
+        """Return an entry as this turn sees it; ``None`` when absent, `MISSING` when not loaded."""
+        written = self.written.get(at)
+        if written is not None:
+            below: bytes | int | _Missing | None = written.value
+        elif self.cleared:
+            below = None
+        elif self.parent is not None:
+            below = self.parent.peek(at)
+        else:
+            below = self._stored(at)
+        delta = self.deltas.get(at)
+        if delta is None or isinstance(below, (bytes, _Missing)):
+            return below
+        return (below or 0) + delta
+
+    def _stored(self, at: At) -> bytes | int | _Missing | None:
+        entry = self.snapshot.entries.get(at)
+        if entry is not None:
+            return entry.value
+        return None if self.snapshot.complete or at in self._absent else MISSING
+
+    def load(self, at: At, entry: Entry | None) -> None:
+        """Note an entry that was read later, at the snapshot's stamp."""
+        root = self._root()
+        if entry is None:
+            root._absent.add(at)
+        else:
+            root.snapshot.entries[at] = entry
+
+    def _root(self) -> Buffer:
+        return self if self.parent is None else self.parent._root()
+
+    def get(self, at: At) -> Any:
+        """Return the value of a loaded entry, `MISSING` when it is absent; the read is checked at commit."""
+        self._note_read(at)
+        if at in self._handed:
+            return self._handed[at][0]
+        data = self.peek(at)
+        assert not isinstance(data, _Missing)
+        if data is None:
+            return MISSING
+        if isinstance(data, int):
+            return data
+        value = codec.decode(data)
+        if codec.is_mutable(value):
+            self._handed[at] = (value, data)
+        return value
+
+    def _note_read(self, at: At) -> None:
+        if at in self.written or self.cleared or at in self._reads:
+            return
+        root = self._root()
+        entry = root.snapshot.entries.get(at)
+        self._reads[at] = entry.stamp if entry is not None else None
+        if self.parent is not None:
+            self._marks[at] = id(self.parent.written.get(at))
+
+    def put(self, at: At, value: Any, ttl: float | None = None) -> None:
+        """Set an entry. Raises `UnsupportedValueError` when the value wouldn't come back the same."""
+        data = codec.encode(value)
+        self.written[at] = _Written(data, ttl)
+        self.deltas.pop(at, None)
+        if codec.is_mutable(value):
+            self._handed[at] = (value, data)
+        else:
+            self._handed.pop(at, None)
+
+    def delete(self, at: At) -> None:
+        """Delete an entry."""
+        self.written[at] = _Written(None)
+        self.deltas.pop(at, None)
+        self._handed.pop(at, None)
+
+    def increment(self, at: At, by: int) -> int:
+        """Add to a loaded entry and return what this turn sees; not a read, so it never conflicts."""
+        now = self.peek(at)
+        if isinstance(now, bytes):
+            value = self.get(at)
+            if type(value) is not int:
+                raise TypeError(f"{at[1]!r} holds {type(value).__name__}, not a number")
+            self.put(at, value + by)
+            return value + by
+        assert not isinstance(now, _Missing)
+        self.deltas[at] = self.deltas.get(at, 0) + by
+        return (now or 0) + by
+
+    def keys(self, section: str, stored: Iterable[str]) -> list[str]:
+        """Return the keys of a section as this turn sees it; the listing is checked at commit."""
+        self.section_reads.add(section)
+        return sorted(self._keys(section, stored))
+
+    def _keys(self, section: str, stored: Iterable[str]) -> set[str]:
+        below = set() if self.cleared else self.parent._keys(section, stored) if self.parent else set(stored)
+        for (name, key), written in self.written.items():
+            if name == section:
+                (below.discard if written.value is None else below.add)(key)
+        return below | {key for name, key in self.deltas if name == section}
+
+    # -- logs and the whole ------------------------------------------------------------------
+
+    def log(self, name: str) -> LogBuffer:
+        """Return the buffer of a log."""
+        found = self.logs.get(name)
+        if found is None:
+            if self.parent is not None and not self.cleared:
+                found = LogBuffer(None, self.parent.log(name))
+            else:
+                found = LogBuffer(None if self.cleared else self.snapshot.logs.get(name), None)
+            self.logs[name] = found
+        return found
+
+    def clear(self) -> None:
+        """Delete everything."""
+        self.written.clear()
+        self.deltas.clear()
+        self.logs.clear()
+        self._handed.clear()
+        self.cleared = True
+        self.owner = None
+        self.labels = {}
+
+    @property
+    def changed(self) -> bool:
+        """Whether there is anything to commit."""
+        return bool(
+            self.written
+            or self.deltas
+            or self.cleared
+            or self.owner is not KEEP
+            or self.labels is not KEEP
+            or self.expiry is not KEEP
+            or any(log.changed for log in self.logs.values())
+        )
+
+    def settle_handed(self, *, autosave: bool) -> None:
+        """Notice values that were changed after they were read or set.
+
+        Raises:
+            UnsavedChangeError: one was, and ``autosave`` is off.
+        """
+        for at, (value, data) in list(self._handed.items()):
+            now = codec.encode(value)
+            if now == data:
+                continue
+            if not autosave:
+                raise UnsavedChangeError(
+                    f"The value of {at[1]!r} was changed, but not set.",
+                    key=at[1],
+                    remedy=f"Call set_variable(..., {at[1]!r}, value) after changing it, or use autosave=True.",
+                )
+            ttl = self.written[at].ttl if at in self.written else None
+            self.written[at] = _Written(now, ttl)
+            self._handed[at] = (value, now)
+
+    # -- ending ------------------------------------------------------------------------------
+
+    def merge(self, child: Buffer) -> None:
+        """Take over what a frame that succeeded has read and changed.
+
+        Raises:
+            ConflictError: this turn changed, meanwhile, what the frame had read.
+        """
+        for at, mark in child._marks.items():
+            if id(self.written.get(at)) != mark:
+                raise ConflictError(
+                    f"{at[1]!r} was changed while a nested handler that had read it was running.",
+                    scope=self.snapshot.scope,
+                    what=at[1],
+                )
+        if child.cleared:
+            self.clear()
+        for at, stamp in child._reads.items():
+            if at not in self.written:
+                self._reads.setdefault(at, stamp)
+        for at, written in child.written.items():
+            self.deltas.pop(at, None)
+            self.written[at] = written
+        for at, delta in child.deltas.items():
+            self.deltas[at] = self.deltas.get(at, 0) + delta
+        self._handed.update(child._handed)
+        for name, log in child.logs.items():
+            self.log(name).merge(log)
+        self.section_reads |= child.section_reads
+        for name in ("owner", "labels", "expiry"):
+            if getattr(child, name) is not KEEP:
+                setattr(self, name, getattr(child, name))
+
+    def committed(self, done: Committed) -> None:
+        """Lie over the state as a commit of this buffer left it: a turn goes on after it."""
+        base = self.snapshot
+        if done.stamp is None or self.cleared:
+            base.entries, base.sections, base.logs = {}, {}, {}
+            base.complete = True
+            self._reads.clear()
+        if done.stamp is not None:
+            for (section, key), one in self.written.items():
+                self._settle((section, key), one.value, done.stamp)
+            for at, number in done.counters.items():
+                self._settle(at, number, done.stamp)
+        base.stamp, base.birth, base.expires_at = done.stamp, done.birth, done.expires_at
+        base.logs.update(done.logs)
+        for name, log in self.logs.items():
+            if name in base.logs:
+                log.committed(base.logs[name])
+        if not isinstance(self.owner, Keep):
+            base.owner = self.owner
+        self.written, self.deltas, self.cleared = {}, {}, False
+        self.owner = self.labels = self.expiry = KEEP
+
+    def _settle(self, at: At, value: bytes | int | None, stamp: Stamp) -> None:
+        base = self.snapshot
+        base.sections[at[0]] = stamp
+        if value is None:
+            base.entries.pop(at, None)
+            self._absent.add(at)
+        else:
+            base.entries[at] = Entry(value, stamp)
+        if at in self._reads:
+            self._reads[at] = stamp if value is not None else None
+
+    def part(self) -> Part:
+        """Return the change as a part of a commit, with the checks of what was read."""
+        base = self.snapshot
+        return Part(
+            scope=base.scope,
+            birth=base.birth or ANY,
+            checks=self._checks(),
+            clear=self.cleared,
+            cuts=[cut for name, log in self.logs.items() for cut in log.cuts(name)],
+            trims=[trim for name, log in self.logs.items() for trim in log.trims(name)],
+            edits=[edit for name, log in self.logs.items() for edit in log.edits(name)],
+            deletes=[at for at, one in self.written.items() if one.value is None],
+            puts=[Put(*at, one.value, one.ttl) for at, one in self.written.items() if one.value is not None],
+            increments=[Increment(*at, by) for at, by in self.deltas.items()],
+            appends=[
+                Append(name, one.id, one.value, one.ttl, one.unique)
+                for name, log in self.logs.items()
+                for one in log.pending
+            ],
+            owner=self.owner,
+            labels=self.labels,
+            ttl=self.expiry,
+        )
+
+    def _checks(self) -> list[Check]:
+        checks = [Check("entry", at[0], stamp, at[1]) for at, stamp in self._reads.items()]
+        sections = self.snapshot.sections
+        checks += [Check("section", name, sections.get(name)) for name in self.section_reads]
+        logs = self.snapshot.logs
+        return checks + [
+            Check("log", name, logs[name].stamp if name in logs else None)
+            for name, log in self.logs.items()
+            if log.was_read
+        ]

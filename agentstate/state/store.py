@@ -1,0 +1,339 @@
+"""A store: one storage, and the turns taken on it.
+
+`enter` waits for a turn and reads in one round trip; `commit_turn` ends or publishes it in
+one; `fail` gives it back and keeps what is known of the failure. A store may be used from
+any number of event loops and threads at once.
+
+Cancellation: while waiting in line, the place in line is given up. While reading, the read
+is carried through and a lease that it brought is given back. A commit is carried through
+(see `settle`). Giving back is a task of the store's own and outlives its caller.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import time
+from typing import TYPE_CHECKING
+
+from agentstate.errors import (
+    ContextNotFoundError,
+    StateError,
+    TurnInProgressError,
+    TurnTimeoutError,
+)
+from agentstate.state.line import Ticket, TurnLine
+from agentstate.state.record import encode_failure, encode_record
+from agentstate.state.renewal import LEASE_SECONDS, renewer
+from agentstate.state.settle import own_task, settle
+from agentstate.state.turn import Frame, Turn, new_id
+from agentstate.storage.protocol import KEEP, LeaseRequest, Wants
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+    from typing import Any
+
+    from agentstate.scope import StateScope
+    from agentstate.state.record import Origin
+    from agentstate.state.settings import TurnSettings
+    from agentstate.storage.protocol import Committed, Lease, Part, Snapshot, Storage
+
+LEARNED_KEYS = 64
+HISTORY = "history"
+
+log = logging.getLogger("agentstate.turn")
+
+
+class Store:
+    """One storage with its lines of waiting turns."""
+
+    def __init__(self, storage: Storage, *, clock: Callable[[], float] = time.time) -> None:
+        """Wrap a storage. ``clock`` stamps messages and records, in seconds since the epoch."""
+        self.storage = storage
+        self.clock = clock
+        self._line = TurnLine(self._give_back)
+        self._learned: dict[str, dict[tuple[str, str], None]] = {}
+        self._wants: dict[tuple[object, ...], Wants] = {}
+        # A process-local storage never suspends in a commit, so there is nothing to carry through.
+        self._inline = storage.capabilities.leases == "process"
+
+    # -- reading -----------------------------------------------------------------------------
+
+    def wants(self, settings: TurnSettings, handler: str) -> Wants:
+        """Return what a handler's first read brings: all of a small state, else what it reads lately."""
+        learned = self._learned.get(handler)
+        at = (settings.history, settings.reads, len(learned) if learned else 0, handler if learned else "")
+        found = self._wants.get(at)
+        if found is None:
+            named = {("variables", key): None for key in settings.reads}
+            tails = ((HISTORY, settings.history),) if settings.history else ()
+            found = self._wants[at] = Wants(None, tuple({**named, **(learned or {})}), tails)
+        return found
+
+    def learn(self, handler: str, at: tuple[str, str]) -> None:
+        """Note that a handler reads an entry that didn't come with its first read."""
+        learned = self._learned.setdefault(handler, {})
+        if len(learned) < LEARNED_KEYS:
+            learned[at] = None
+
+    async def read(self, scope: StateScope, wants: Wants, *, principal: str | None = None) -> Snapshot:
+        """Read a state without taking its turn.
+
+        Raises:
+            ContextNotFoundError: it belongs to somebody else.
+        """
+        snapshot = await self.storage.read(scope, wants)
+        check_owner(snapshot, principal)
+        return snapshot
+
+    # -- entering ----------------------------------------------------------------------------
+
+    async def enter(
+        self,
+        scope: StateScope,
+        settings: TurnSettings,
+        origin: Origin,
+        *,
+        principal: str | None = None,
+        once: str | None = None,
+        parent: Frame | None = None,
+    ) -> Turn:
+        """Wait for, and take, a turn, and read the state in the same round trip.
+
+        Raises:
+            TurnInProgressError: ``turns="reject"`` and another runs, or too many wait.
+            TurnTimeoutError: the wait was too long.
+            ContextNotFoundError: the state belongs to somebody else.
+        """
+        wants = self.wants(settings, origin.handler)
+        if settings.turns in ("read", "optimistic"):
+            touch = settings.ttl if settings.ttl_mode == "sliding" else None
+            snapshot = await self.storage.read(scope, wants, once=once, touch=touch)
+            check_owner(snapshot, principal)
+            return Turn(self, snapshot, settings, origin, principal=principal, parent=parent)
+        started = time.monotonic()
+        ticket = await self._take_ticket(scope, settings, origin, parent)
+        try:
+            snapshot = await self._take_turn(ticket, settings, wants, once, started)
+        except BaseException:
+            self._leave_line(ticket)
+            raise
+        lease = snapshot.lease
+        assert lease is not None
+        ticket.lease = lease
+        try:
+            check_owner(snapshot, principal)
+        except ContextNotFoundError:
+            await self._release(ticket)
+            raise
+        turn = Turn(self, snapshot, settings, origin, principal=principal, parent=parent)
+        turn.ticket, turn.lease = ticket, lease
+        if self.storage.capabilities.leases != "machine":
+            turn.renewed = renewer.add(self.storage, lease, origin.handler, turn.loop, turn.deadline)
+        log.debug("turn of %s taken by %s after %.3f s", scope, origin.handler, time.monotonic() - started)
+        return turn
+
+    async def _take_ticket(
+        self, scope: StateScope, settings: TurnSettings, origin: Origin, parent: Frame | None
+    ) -> Ticket:
+        ticket = self._line.take(scope, origin.handler)
+        if ticket is not None:
+            return ticket
+        if settings.turns == "reject":
+            raise self._in_progress(scope, self._line.holder(scope))
+        return await self._line.wait(
+            scope,
+            origin.handler,
+            seconds=settings.wait,
+            max_waiting=settings.max_waiting,
+            held=parent.turn.ticket if parent is not None else None,
+        )
+
+    async def _take_turn(
+        self, ticket: Ticket, settings: TurnSettings, wants: Wants, once: str | None, started: float
+    ) -> Snapshot:
+        nonce = ticket.lease.nonce if ticket.lease is not None else new_id()
+        request = LeaseRequest(nonce, LEASE_SECONDS, describe(ticket.holder))
+        touch = settings.ttl if settings.ttl_mode == "sliding" else None
+        until = started + settings.wait
+        try:
+            while True:
+                reading = self.storage.read(ticket.scope, wants, lease=request, once=once, touch=touch)
+                snapshot = await (reading if self._inline else self._carry(reading, ticket.scope, nonce))
+                if snapshot.lease is not None:
+                    return snapshot
+                await self._wait_at_storage(snapshot, settings, nonce, until)
+        except BaseException:
+            ticket.lease = None
+            self._give_back_nonce(ticket.scope, nonce)
+            raise
+
+    async def _wait_at_storage(self, snapshot: Snapshot, settings: TurnSettings, nonce: int, until: float) -> None:
+        scope, holder = snapshot.scope, snapshot.holder
+        if settings.turns == "reject":
+            raise self._in_progress(scope, holder.holder if holder is not None else "another process")
+        left = until - time.monotonic()
+        if left <= 0:
+            raise self._timed_out(scope, settings.wait, snapshot)
+        await self.storage.wait_turn(scope, nonce, left)
+
+    async def _carry(self, reading: Coroutine[Any, Any, Snapshot], scope: StateScope, nonce: int) -> Snapshot:
+        """Carry a read through when its caller is cancelled, so that a lease that it takes is given back."""
+        task = own_task(reading)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if not task.done():
+                task.add_done_callback(lambda _: self._give_back_nonce(scope, nonce))
+            raise
+
+    def _in_progress(self, scope: StateScope, holder: str) -> TurnInProgressError:
+        return TurnInProgressError(
+            f"{holder} holds the turn of {scope}.", scope=scope, remedy="Try again, or use turns='queue' to wait."
+        )
+
+    def _timed_out(self, scope: StateScope, seconds: float, snapshot: Snapshot) -> TurnTimeoutError:
+        holder = snapshot.holder
+        who = f"{holder.holder} for {max(snapshot.now - holder.since, 0):.1f} s" if holder else "another process"
+        return TurnTimeoutError(
+            f"Waited {seconds:g} s for the turn of {scope}, held by {who}.",
+            scope=scope,
+            remedy="Raise wait=, shorten the handler, or use turns='read' for calls that only look.",
+        )
+
+    # -- ending ------------------------------------------------------------------------------
+
+    async def commit_turn(self, turn: Turn, *, release: bool) -> tuple[Committed, ...]:
+        """Commit what a turn has changed; with ``release`` the turn ends, whatever happens."""
+        try:
+            for buffer in turn.frame.buffers.values():
+                buffer.settle_handed(autosave=turn.settings.autosave)
+            turn.check_open()
+        except BaseException:
+            if release:
+                await self.abandon(turn)
+            raise
+        changed = [(s, b) for s, b in turn.frame.buffers.items() if b.changed or (turn.once and s == turn.scope)]
+        if not changed:
+            if release:
+                await self.abandon(turn)
+            return ()
+        parts = [self._part(turn, scope, buffer.part()) for scope, buffer in changed]
+        done = await self._send(turn, parts, release=release)
+        log.debug("%s committed %s as %s", turn.origin.handler, turn.scope, done[0].stamp)
+        for (_, buffer), one in zip(changed, done, strict=True):
+            buffer.committed(one)
+        return done
+
+    def _part(self, turn: Turn, scope: StateScope, part: Part) -> Part:
+        settings = turn.settings
+        if part.ttl is KEEP and settings.ttl is not None:
+            part.ttl, part.sliding = settings.ttl, settings.ttl_mode == "sliding"
+        buffer = turn.frame.buffers[scope]
+        if turn.principal and part.owner is KEEP and not buffer.snapshot.birth:
+            part.owner = turn.principal
+        part.record = encode_record(part, turn.origin, self.clock())
+        return part
+
+    async def _send(self, turn: Turn, parts: list[Part], *, release: bool) -> tuple[Committed, ...]:
+        ticket = turn.ticket
+        hand_over = release and ticket is not None and self._line.next_waits(ticket)
+        commit_id = new_id()
+        once = turn.once._replace(commit_id=commit_id) if turn.once is not None else None
+        lease = turn.lease
+        work = self.storage.commit(
+            parts, commit_id=commit_id, lease=lease, release=release and not hand_over, once=once
+        )
+        turn.once = None
+        if not release:
+            return await (work if self._inline else settle(work))
+        try:
+            done = await (work if self._inline else settle(work))
+        except BaseException:
+            await self.abandon(turn)
+            raise
+        self._end(turn)
+        if ticket is not None:
+            orphan = self._line.leave(ticket, lease if hand_over else None)
+            if orphan is not None:
+                self._give_back(orphan)
+        return done
+
+    def _end(self, turn: Turn) -> None:
+        turn.closed = True
+        turn.frame.open = False
+        if turn.renewed is not None:
+            renewer.discard(turn.renewed)
+
+    async def abandon(self, turn: Turn, failure: bytes | None = None) -> None:
+        """End a turn without a commit. Carried through when the caller is cancelled."""
+        self._end(turn)
+        if turn.ticket is not None:
+            turn.ticket.lease = turn.lease
+            await self._release(turn.ticket, failure)
+        elif failure is not None:
+            await settle(self.storage.leave(turn.scope, 0, failure=failure))
+
+    async def fail(self, turn: Turn, error: BaseException, messages: list[dict[str, Any]], once: str | None) -> None:
+        """End a turn whose handler failed; the journal keeps one record of it."""
+        failure = encode_failure(turn.origin, self.clock(), error, once, messages)
+        try:
+            await self.abandon(turn, failure)
+        except StateError:
+            # The handler's own error is what the caller must see; the storage's is in the log.
+            log.warning("the failed turn of %s couldn't be recorded", turn.scope, exc_info=True)
+
+    async def _release(self, ticket: Ticket, failure: bytes | None = None) -> None:
+        lease = ticket.lease
+        assert lease is not None
+        if failure is None and self._line.next_waits(ticket):
+            orphan = self._line.leave(ticket, lease)
+            if orphan is not None:
+                self._give_back(orphan)
+            return
+        work = self.storage.leave(lease.scope, lease.nonce, failure=failure)
+        try:
+            await (work if self._inline else settle(work))
+        finally:
+            self._line.leave(ticket)
+
+    def _leave_line(self, ticket: Ticket) -> None:
+        orphan = self._line.leave(ticket, ticket.lease)
+        if orphan is not None:
+            self._give_back(orphan)
+
+    def _give_back(self, lease: Lease) -> None:
+        self._give_back_nonce(lease.scope, lease.nonce)
+
+    def _give_back_nonce(self, scope: StateScope, nonce: int) -> None:
+        own_task(self.storage.leave(scope, nonce))
+
+
+def check_owner(snapshot: Snapshot, principal: str | None) -> None:
+    """Raise what an unknown id gets unless this state is the principal's, nobody's, or the host knows nobody."""
+    if principal is None or snapshot.owner is None or snapshot.owner == principal:
+        return
+    raise not_found(snapshot.scope)
+
+
+def not_found(scope: StateScope) -> ContextNotFoundError:
+    """Return the error for a state that isn't there, or not for this caller: one and the same."""
+    return ContextNotFoundError(f"There is no {scope} for this caller.", scope=scope)
+
+
+_PROCESS = f"{socket.gethostname()}:{os.getpid()}"
+
+
+def _renamed_child() -> None:
+    global _PROCESS  # noqa: PLW0603 - the child has another process id
+    _PROCESS = f"{socket.gethostname()}:{os.getpid()}"
+
+
+os.register_at_fork(after_in_child=_renamed_child)
+
+
+def describe(handler: str) -> str:
+    """Name a holder for other processes."""
+    return f"{handler} in {_PROCESS}"

@@ -1,0 +1,331 @@
+"""A turn: one unit of work on a state, read once, buffered, committed once.
+
+A `Turn` belongs to one task tree. What handlers see are its `Frame`s: the root frame is the
+turn's own; a handler that calls another one on the same state runs it in a child frame,
+merged on success and dropped on its error. Frames of one parent run one at a time, and only
+descendants re-enter. Whatever has ended raises `TurnClosedError`.
+
+Nothing is shared before the commit, so cancelling an await here loses only this turn's own
+buffer; the commit itself is carried through (see `settle`). All frames of a turn run on the
+turn's event loop; other threads reach it through a synchronous context.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+from agentstate.errors import (
+    ConflictError,
+    LeaseLostError,
+    ReadOnlyTurnError,
+    TurnClosedError,
+    TurnTimeoutError,
+    UnsupportedError,
+)
+from agentstate.state.buffer import MISSING, Buffer
+from agentstate.storage.protocol import Wants
+
+if TYPE_CHECKING:
+    from agentstate.scope import StateScope
+    from agentstate.state.line import Ticket
+    from agentstate.state.record import Origin
+    from agentstate.state.renewal import Renewed
+    from agentstate.state.settings import TurnSettings
+    from agentstate.state.store import Store
+    from agentstate.storage.protocol import Committed, Lease, LogItem, LogView, OnceRecord, Snapshot
+
+At = tuple[str, str]
+
+current: ContextVar[Frame | None] = ContextVar("agentstate_frame", default=None)
+"""The innermost frame that the running code belongs to."""
+
+
+def new_id() -> int:
+    """Return a random id: 63 bits, never zero."""
+    return int.from_bytes(os.urandom(8)) >> 1 or 1
+
+
+class Turn:
+    """One turn on one state; see the module's docstring.
+
+    Attributes:
+        lazy: nothing was read at the start; each need is loaded when it comes. So are calls
+            outside of turns: their own small unit of work.
+        principal: who asks; ``None`` when the host doesn't know.
+    """
+
+    __slots__ = (
+        "closed",
+        "deadline",
+        "failure_kept",
+        "frame",
+        "lazy",
+        "lease",
+        "loop",
+        "once",
+        "origin",
+        "principal",
+        "renewed",
+        "scope",
+        "settings",
+        "store",
+        "ticket",
+    )
+
+    def __init__(
+        self,
+        store: Store,
+        snapshot: Snapshot,
+        settings: TurnSettings,
+        origin: Origin,
+        *,
+        lazy: bool = False,
+        principal: str | None = None,
+        parent: Frame | None = None,
+    ) -> None:
+        """Begin over a snapshot."""
+        self.store = store
+        self.scope = snapshot.scope
+        self.settings = settings
+        self.origin = origin
+        self.lazy = lazy
+        self.principal = principal
+        self.closed = False
+        self.ticket: Ticket | None = None
+        self.lease: Lease | None = None
+        self.renewed: Renewed | None = None
+        self.once: OnceRecord | None = None
+        self.loop = asyncio.get_running_loop()
+        self.deadline = time.monotonic() + settings.turn_timeout
+        self.frame = Frame(self, parent, {snapshot.scope: Buffer(snapshot)})
+
+    def check_open(self) -> None:
+        """Raise unless the turn may still be used."""
+        if self.closed:
+            raise TurnClosedError(
+                f"The turn of {self.scope} has ended.",
+                scope=self.scope,
+                remedy="Don't keep the context after the handler; open a turn of its own for later work.",
+            )
+        if time.monotonic() > self.deadline:
+            raise TurnTimeoutError(
+                f"The turn of {self.scope} ran longer than {self.settings.turn_timeout:g} s.",
+                scope=self.scope,
+                remedy="Raise turn_timeout=, or commit what is done with context.commit() in shorter handlers.",
+            )
+        if self.renewed is not None and self.renewed.lost:
+            raise LeaseLostError(f"Another holder took the turn of {self.scope}.", scope=self.scope)
+
+    async def load(self, buffer: Buffer, wants: Wants) -> Snapshot:
+        """Read more of a state, at the stamp it was first read at.
+
+        Raises:
+            ConflictError: it has changed since.
+        """
+        base = buffer.snapshot
+        more = await self.store.read(base.scope, wants, principal=self.principal)
+        if self.lazy and base.stamp is None and not base.birth:
+            base.stamp, base.birth, base.owner = more.stamp, more.birth, more.owner
+            base.created_at, base.updated_at, base.expires_at = more.created_at, more.updated_at, more.expires_at
+            base.sections, base.logs, base.labels = more.sections, more.logs, more.labels
+            self.lazy = False
+        elif more.stamp != base.stamp:
+            raise ConflictError(
+                f"{base.scope} changed while this turn was reading it.",
+                scope=base.scope,
+                expected=base.stamp,
+                found=more.stamp,
+                what="the state",
+            )
+        return more
+
+
+class Frame:
+    """What a handler's context works on."""
+
+    __slots__ = ("_lock", "buffers", "open", "parent", "turn")
+
+    def __init__(self, turn: Turn, parent: Frame | None, buffers: dict[StateScope, Buffer]) -> None:
+        """Begin a frame of a turn."""
+        self.turn = turn
+        self.parent = parent
+        self.buffers = buffers
+        self.open = True
+        self._lock: asyncio.Lock | None = None
+
+    @staticmethod
+    def joined(store: Store, scope: StateScope) -> Frame | None:
+        """Return the open frame that already holds this state's turn in the running code's ancestry."""
+        frame = current.get()
+        while frame is not None:
+            turn = frame.turn
+            if frame.open and not turn.closed and turn.store is store and turn.scope == scope:
+                return frame
+            frame = frame.parent
+        return None
+
+    @property
+    def lock(self) -> asyncio.Lock:
+        """Makes frames of this parent run one at a time."""
+        if self._lock is None:
+            self._lock = asyncio.Lock()
+        return self._lock
+
+    def child(self) -> Frame:
+        """Return a frame inside this one."""
+        self.check_open()
+        return Frame(self.turn, self, {scope: Buffer(b.snapshot, b) for scope, b in self.buffers.items()})
+
+    def merge(self, child: Frame) -> None:
+        """Take over a child that succeeded."""
+        self.check_open()
+        for scope, buffer in child.buffers.items():
+            mine = self.buffers.get(scope)
+            if mine is None:
+                self.buffers[scope] = buffer
+            else:
+                mine.merge(buffer)
+
+    def check_open(self) -> None:
+        """Raise unless this frame may still be used."""
+        if not self.open:
+            raise TurnClosedError(f"The call on {self.turn.scope} that this context belongs to has ended.")
+        self.turn.check_open()
+
+    async def buffer(self, scope: StateScope) -> Buffer:
+        """Return the buffer of a state; another state than the turn's joins it at its present stamp.
+
+        Raises:
+            UnsupportedError: the backend can't commit several states as one.
+        """
+        self.check_open()
+        found = self.buffers.get(scope)
+        if found is not None:
+            return found
+        turn = self.turn
+        if not turn.store.storage.capabilities.atomic_scopes:
+            raise UnsupportedError(
+                f"{turn.store.storage.name} can't commit {scope} together with {turn.scope}.",
+                scope=scope,
+                remedy="Use a turn of its own for it, before or after this one, or a backend that can.",
+            )
+        snapshot = await turn.store.read(scope, turn.store.wants(turn.settings, ""), principal=turn.principal)
+        buffer = Buffer(snapshot)
+        self.adopt(scope, buffer)
+        return self.buffers[scope]
+
+    def adopt(self, scope: StateScope, buffer: Buffer) -> None:
+        """Let another state join the turn, below every frame."""
+        if self.parent is not None and self.parent.turn is self.turn:
+            self.parent.adopt(scope, buffer)
+            buffer = Buffer(buffer.snapshot, self.parent.buffers[scope])
+        self.buffers.setdefault(scope, buffer)
+
+    async def writable(self, scope: StateScope) -> Buffer:
+        """Return the buffer of a state that is about to change."""
+        buffer = await self.buffer(scope)
+        if self.turn.settings.turns == "read":
+            raise ReadOnlyTurnError(
+                f"{self.turn.scope} is read in a read-only turn.",
+                scope=scope,
+                remedy="Use another turns= for a handler that writes.",
+            )
+        return buffer
+
+    # -- entries -----------------------------------------------------------------------------
+
+    async def _ensure(self, buffer: Buffer, at: At) -> None:
+        if buffer.peek(at) is MISSING:
+            self.turn.store.learn(self.turn.origin.handler, at)
+            more = await self.turn.load(buffer, Wants((), (at,), (), 0))
+            buffer.load(at, more.entries.get(at))
+
+    async def get(self, scope: StateScope, at: At) -> Any:
+        """Return a value, `MISSING` when absent."""
+        buffer = await self.buffer(scope)
+        await self._ensure(buffer, at)
+        return buffer.get(at)
+
+    async def set(self, scope: StateScope, at: At, value: Any, ttl: float | None = None) -> None:
+        """Set a value."""
+        (await self.writable(scope)).put(at, value, ttl)
+
+    async def delete(self, scope: StateScope, at: At) -> bool:
+        """Delete a value; say whether it was there."""
+        buffer = await self.writable(scope)
+        await self._ensure(buffer, at)
+        there = buffer.peek(at) is not None
+        buffer.delete(at)
+        return there
+
+    async def increment(self, scope: StateScope, at: At, by: int) -> int:
+        """Add to a number and return it as this turn sees it."""
+        buffer = await self.writable(scope)
+        await self._ensure(buffer, at)
+        return buffer.increment(at, by)
+
+    async def keys(self, scope: StateScope, section: str) -> list[str]:
+        """Return the keys of a section, in order."""
+        buffer = await self.buffer(scope)
+        base = buffer.snapshot
+        if base.complete:
+            return buffer.keys(section, [key for name, key in base.entries if name == section])
+        if self.turn.lazy:
+            await self.turn.load(buffer, Wants((), (), (), 0))
+        stored: list[str] = []
+        cursor: str | None = None
+        while True:
+            page = await self.turn.store.storage.scan(scope, section, cursor=cursor, limit=1000)
+            stored += [key for key, _ in page.entries]
+            cursor = page.cursor
+            if cursor is None:
+                return buffer.keys(section, stored)
+
+    # -- logs --------------------------------------------------------------------------------
+
+    async def items(self, scope: StateScope, log: str, start: int | None, end: int | None) -> list[LogItem]:
+        """Return log items with ``start <= position < end``; open bounds are the log's."""
+        buffer = await self.buffer(scope)
+        if self.turn.lazy:
+            await self._load_head(buffer, log, start, end)
+        found = buffer.log(log)
+        low = found.start if start is None else start
+        high = found.next_position if end is None else end
+        gap = found.missing(low, high)
+        if gap is not None:
+            page = await self.turn.store.storage.read_log(scope, log, start=gap[0], end=gap[1])
+            self._check_page(buffer, log, page.view)
+            found.load(page.items)
+        return found.items(low, high)
+
+    async def _load_head(self, buffer: Buffer, log: str, start: int | None, end: int | None) -> None:
+        tail = 1 if start is None and end is None else 0
+        await self.turn.load(buffer, Wants((), (), ((log, tail),), 0))
+
+    def _check_page(self, buffer: Buffer, log: str, view: LogView | None) -> None:
+        base = buffer.snapshot.logs.get(log)
+        if view is None or base is None or view.stamp != base.stamp:
+            raise ConflictError(
+                f"{log} of {buffer.snapshot.scope} changed while this turn was reading it.",
+                scope=buffer.snapshot.scope,
+                expected=base.stamp if base else None,
+                found=view.stamp if view else None,
+                what=log,
+            )
+
+    # -- committing --------------------------------------------------------------------------
+
+    async def commit(self) -> tuple[Committed, ...]:
+        """Publish what the turn has changed so far, and go on."""
+        self.check_open()
+        if self.parent is not None and self.parent.turn is self.turn:
+            raise UnsupportedError(
+                "A handler that runs inside another one's turn can't commit on its own.",
+                scope=self.turn.scope,
+                remedy="Commit in the outer handler.",
+            )
+        return await self.turn.store.commit_turn(self.turn, release=False)
