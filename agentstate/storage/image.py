@@ -44,7 +44,11 @@ COUNTER_LIMIT = 2**63
 
 @dataclass(slots=True)
 class Log:
-    """A log: ``items[i]`` has position ``first + i``."""
+    """A log: ``items[i]`` has position ``first + i``.
+
+    ``settled`` is for backends that copy items away: an item at this position or before has
+    not been changed since the backend set it.
+    """
 
     stamp: Stamp
     first: int = 1
@@ -52,6 +56,7 @@ class Log:
     size: int = 0
     items: list[LogItem] = field(default_factory=list[LogItem])
     ids: dict[str, int] = field(default_factory=dict[str, int])
+    settled: int = 0
 
     @property
     def head(self) -> int:
@@ -271,8 +276,8 @@ class Image:
     def _reset(self, now: float, commit_id: int) -> None:
         self.birth, self.created_at, self.stamp = commit_id, now, None
         self.owner = self.parent = self.expires_at = None
-        self.entry_bytes = 0
-        for kept in (self.labels, self.entries, self.sections, self.logs, self.once):
+        self.entry_bytes, self.labels = 0, {}
+        for kept in (self.entries, self.sections, self.logs, self.once):
             kept.clear()
         self.journal.clear()
 
@@ -282,6 +287,7 @@ class Image:
             if log := self.logs.get(cut.log):
                 gone = log.slice(cut.position, log.head + 1)
                 del log.items[len(log.items) - len(gone) :]
+                log.settled = min(log.settled, log.head)
                 self._note_removed(removed, cut.log, gone, stamp)
         for trim in part.trims:
             if log := self.logs.get(trim.log):
@@ -295,6 +301,7 @@ class Image:
             log.items[edit.position - log.first] = old._replace(value=edit.value)
             log.size += len(edit.value) - len(old.value)
             log.stamp = stamp
+            log.settled = min(log.settled, edit.position - 1)
             removed.setdefault(edit.log, []).append(old)
         return {name: tuple(gone) for name, gone in removed.items()}
 
