@@ -54,7 +54,7 @@ class Buffer:
         "parent",
         "section_reads",
         "snapshot",
-        "whole_read",
+        "touched",
         "written",
     )
 
@@ -70,7 +70,7 @@ class Buffer:
         self.labels: Mapping[str, str] | Keep = KEEP
         self.expiry: float | Keep | None = KEEP
         self.section_reads: set[str] = set()
-        self.whole_read = False
+        self.touched = False
         self._reads: dict[At, Stamp | None] = {}
         self._absent: set[At] = set()
         self._handed: dict[At, tuple[Any, bytes]] = {}
@@ -103,14 +103,16 @@ class Buffer:
 
     def load(self, at: At, entry: Entry | None) -> None:
         """Note an entry that was read later, at the snapshot's stamp."""
-        root = self._root()
-        if entry is None:
-            root._absent.add(at)
+        if self.parent is not None:
+            self.parent.load(at, entry)
+        elif entry is None:
+            self._absent.add(at)
         else:
-            root.snapshot.entries[at] = entry
+            self.snapshot.entries[at] = entry
 
-    def _root(self) -> Buffer:
-        return self if self.parent is None else self.parent._root()
+    def root(self) -> Buffer:
+        """Return the turn's own buffer of this state."""
+        return self if self.parent is None else self.parent.root()
 
     def get(self, at: At) -> Any:
         """Return the value of a loaded entry, `MISSING` when it is absent; the read is checked at commit."""
@@ -131,7 +133,7 @@ class Buffer:
     def _note_read(self, at: At) -> None:
         if at in self.written or self.cleared or at in self._reads:
             return
-        root = self._root()
+        root = self.root()
         entry = root.snapshot.entries.get(at)
         self._reads[at] = entry.stamp if entry is not None else None
         if self.parent is not None:
@@ -169,10 +171,13 @@ class Buffer:
     def keys(self, section: str, stored: Iterable[str]) -> list[str]:
         """Return the keys of a section as this turn sees it; the listing is checked at commit."""
         self.section_reads.add(section)
-        return sorted(self._keys(section, stored))
+        return sorted(self.seen_keys(section, set(stored)))
 
-    def _keys(self, section: str, stored: Iterable[str]) -> set[str]:
-        below = set() if self.cleared else self.parent._keys(section, stored) if self.parent else set(stored)
+    def seen_keys(self, section: str, stored: set[str]) -> set[str]:
+        """Return the keys of a section as this turn sees it, given those that are stored."""
+        below: set[str] = set()
+        if not self.cleared:
+            below |= stored if self.parent is None else self.parent.seen_keys(section, stored)
         for (name, key), written in self.written.items():
             if name == section:
                 (below.discard if written.value is None else below.add)(key)
@@ -201,6 +206,17 @@ class Buffer:
         self.owner = None
         self.labels = {}
 
+    def touch(self, owner: str | Keep | None) -> None:
+        """Make sure that the state exists after the commit, and whose it is."""
+        self.touched = True
+        if isinstance(owner, str):
+            self.owner = owner
+
+    @property
+    def owner_kept(self) -> bool:
+        """Whether this turn leaves the owner as it is."""
+        return isinstance(self.owner, Keep)
+
     @property
     def changed(self) -> bool:
         """Whether there is anything to commit."""
@@ -208,6 +224,7 @@ class Buffer:
             self.written
             or self.deltas
             or self.cleared
+            or self.touched
             or self.owner is not KEEP
             or self.labels is not KEEP
             or self.expiry is not KEEP
@@ -242,13 +259,7 @@ class Buffer:
         Raises:
             ConflictError: this turn changed, meanwhile, what the frame had read.
         """
-        for at, mark in child._marks.items():
-            if id(self.written.get(at)) != mark:
-                raise ConflictError(
-                    f"{at[1]!r} was changed while a nested handler that had read it was running.",
-                    scope=self.snapshot.scope,
-                    what=at[1],
-                )
+        self._refuse_stale(child)
         if child.cleared:
             self.clear()
         for at, stamp in child._reads.items():
@@ -263,9 +274,19 @@ class Buffer:
         for name, log in child.logs.items():
             self.log(name).merge(log)
         self.section_reads |= child.section_reads
+        self.touched |= child.touched
         for name in ("owner", "labels", "expiry"):
             if getattr(child, name) is not KEEP:
                 setattr(self, name, getattr(child, name))
+
+    def _refuse_stale(self, child: Buffer) -> None:
+        for at, mark in child._marks.items():
+            if id(self.written.get(at)) != mark:
+                raise ConflictError(
+                    f"{at[1]!r} was changed while a nested handler that had read it was running.",
+                    scope=self.snapshot.scope,
+                    what=at[1],
+                )
 
     def committed(self, done: Committed) -> None:
         """Lie over the state as a commit of this buffer left it: a turn goes on after it."""
@@ -286,7 +307,7 @@ class Buffer:
                 log.committed(base.logs[name])
         if not isinstance(self.owner, Keep):
             base.owner = self.owner
-        self.written, self.deltas, self.cleared = {}, {}, False
+        self.written, self.deltas, self.cleared, self.touched = {}, {}, False, False
         self.owner = self.labels = self.expiry = KEEP
 
     def _settle(self, at: At, value: bytes | int | None, stamp: Stamp) -> None:

@@ -88,3 +88,9 @@ def encode_failure(
         "messages": messages,
     }
     return bytes(_orjson().dumps(record, default=str))
+
+
+def decode_record(data: bytes) -> dict[str, Any]:
+    """Return a record as it was encoded."""
+    record: dict[str, Any] = _orjson().loads(data)
+    return record

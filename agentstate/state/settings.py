@@ -24,8 +24,8 @@ class TurnSettings(NamedTuple):
         ttl: lifetime of the state, ``None`` for ever.
         ttl_mode: ``sliding`` renews it with each commit, ``fixed`` counts from creation.
         idle: a stream not pulled for this long ends its turn.
-        on_cancel: what a stream that ends early leaves: ``commit`` everything once a chunk was
-            handed out, or ``rollback``.
+        on_cancel: what a stream that ends early leaves: everything (``commit``), nothing
+            (``rollback``), or everything once a chunk was handed out (``auto``).
         reads: variables that come with the first read even of a large state.
     """
 
@@ -40,5 +40,5 @@ class TurnSettings(NamedTuple):
     ttl: float | None = None
     ttl_mode: Literal["sliding", "fixed"] = "sliding"
     idle: float = 60.0
-    on_cancel: Literal["commit", "rollback"] = "commit"
+    on_cancel: Literal["auto", "commit", "rollback"] = "auto"
     reads: tuple[str, ...] = ()

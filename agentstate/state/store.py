@@ -25,7 +25,7 @@ from agentstate.errors import (
     TurnTimeoutError,
 )
 from agentstate.state.line import Ticket, TurnLine
-from agentstate.state.record import encode_failure, encode_record
+from agentstate.state.record import Origin, encode_failure, encode_record
 from agentstate.state.renewal import LEASE_SECONDS, renewer
 from agentstate.state.settle import own_task, settle
 from agentstate.state.turn import Frame, Turn, new_id
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from typing import Any
 
     from agentstate.scope import StateScope
-    from agentstate.state.record import Origin
     from agentstate.state.settings import TurnSettings
     from agentstate.storage.protocol import Committed, Lease, Part, Snapshot, Storage
 
@@ -205,6 +204,14 @@ class Store:
 
     # -- ending ------------------------------------------------------------------------------
 
+    async def commit_call(self, part: Part, settings: TurnSettings) -> Committed:
+        """Commit one blind change, outside any turn."""
+        if settings.ttl is not None:
+            part.ttl, part.sliding = settings.ttl, settings.ttl_mode == "sliding"
+        part.record = encode_record(part, Origin("call"), self.clock())
+        work = self.storage.commit([part], commit_id=new_id())
+        return (await (work if self._inline else settle(work)))[0]
+
     async def commit_turn(self, turn: Turn, *, release: bool) -> tuple[Committed, ...]:
         """Commit what a turn has changed; with ``release`` the turn ends, whatever happens."""
         try:
@@ -323,12 +330,12 @@ def not_found(scope: StateScope) -> ContextNotFoundError:
     return ContextNotFoundError(f"There is no {scope} for this caller.", scope=scope)
 
 
-_PROCESS = f"{socket.gethostname()}:{os.getpid()}"
+_process = f"{socket.gethostname()}:{os.getpid()}"
 
 
 def _renamed_child() -> None:
-    global _PROCESS  # noqa: PLW0603 - the child has another process id
-    _PROCESS = f"{socket.gethostname()}:{os.getpid()}"
+    global _process  # noqa: PLW0603 - the child has another process id
+    _process = f"{socket.gethostname()}:{os.getpid()}"
 
 
 os.register_at_fork(after_in_child=_renamed_child)
@@ -336,4 +343,4 @@ os.register_at_fork(after_in_child=_renamed_child)
 
 def describe(handler: str) -> str:
     """Name a holder for other processes."""
-    return f"{handler} in {_PROCESS}"
+    return f"{handler} in {_process}"

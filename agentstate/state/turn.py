@@ -32,6 +32,7 @@ from agentstate.storage.protocol import Wants
 if TYPE_CHECKING:
     from agentstate.scope import StateScope
     from agentstate.state.line import Ticket
+    from agentstate.state.logbuffer import LogBuffer
     from agentstate.state.record import Origin
     from agentstate.state.renewal import Renewed
     from agentstate.state.settings import TurnSettings
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from agentstate.storage.protocol import Committed, Lease, LogItem, LogView, OnceRecord, Snapshot
 
 At = tuple[str, str]
+ALL = 2**31
 
 current: ContextVar[Frame | None] = ContextVar("agentstate_frame", default=None)
 """The innermost frame that the running code belongs to."""
@@ -287,24 +289,37 @@ class Frame:
 
     # -- logs --------------------------------------------------------------------------------
 
-    async def items(self, scope: StateScope, log: str, start: int | None, end: int | None) -> list[LogItem]:
-        """Return log items with ``start <= position < end``; open bounds are the log's."""
-        buffer = await self.buffer(scope)
-        if self.turn.lazy:
-            await self._load_head(buffer, log, start, end)
-        found = buffer.log(log)
+    async def items(
+        self, scope: StateScope, log: str, start: int | None, end: int | None, *, tail: int | None = None
+    ) -> list[LogItem]:
+        """Return log items with ``start <= position < end``; open bounds are the log's.
+
+        ``tail`` says how many of the last items a first load should bring; ``None`` all.
+        """
+        found = await self.log(scope, log, tail=tail)
         low = found.start if start is None else start
         high = found.next_position if end is None else end
         gap = found.missing(low, high)
         if gap is not None:
             page = await self.turn.store.storage.read_log(scope, log, start=gap[0], end=gap[1])
-            self._check_page(buffer, log, page.view)
+            self._check_page(self.buffers[scope], log, page.view)
             found.load(page.items)
         return found.items(low, high)
 
-    async def _load_head(self, buffer: Buffer, log: str, start: int | None, end: int | None) -> None:
-        tail = 1 if start is None and end is None else 0
-        await self.turn.load(buffer, Wants((), (), ((log, tail),), 0))
+    async def log(self, scope: StateScope, log: str, *, tail: int | None = 0) -> LogBuffer:
+        """Return the buffer of a log, its head loaded."""
+        buffer = await self.buffer(scope)
+        if self.turn.lazy:
+            await self.turn.load(buffer, Wants((), (), ((log, ALL if tail is None else tail),), 0))
+        return buffer.log(log)
+
+    async def next_position(self, scope: StateScope, log: str, *, tail: int = 0) -> int:
+        """Return where the next item goes."""
+        return (await self.log(scope, log, tail=tail)).next_position
+
+    async def first_position(self, scope: StateScope, log: str) -> int:
+        """Return the position of the first item."""
+        return (await self.log(scope, log)).start
 
     def _check_page(self, buffer: Buffer, log: str, view: LogView | None) -> None:
         base = buffer.snapshot.logs.get(log)

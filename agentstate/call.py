@@ -1,0 +1,146 @@
+"""One call of a stateful handler: which state it is for, who asks, and what it gets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from agentstate import codec
+from agentstate.context import ConversationContext
+from agentstate.errors import ContextIdError
+from agentstate.handling import Request, in_turn
+from agentstate.principal import of_call
+from agentstate.scope import StateScope, check_id
+from agentstate.text import context_id_of, message_text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from agentstate.binding import Bound
+    from agentstate.injection import Injection, Role
+    from agentstate.state.turn import Frame
+
+
+@dataclass(slots=True)
+class Plan:
+    """What was fixed at decoration.
+
+    Attributes:
+        kind: of the scope: ``conversation``, ``session`` or ``user``.
+        order: which names the id is looked for under; see `agentstate.text`.
+    """
+
+    injection: Injection
+    handler: str
+    kind: str = "conversation"
+    key: Callable[..., str] | str | None = None
+    owner: Callable[..., str | None] | str | None = None
+    once: Callable[..., str | None] | None = None
+    order: str = "conversation"
+
+
+class Call:
+    """One call."""
+
+    __slots__ = ("args", "bound", "instance", "kwargs", "plan", "wrapped")
+
+    def __init__(
+        self,
+        bound: Bound,
+        plan: Plan,
+        wrapped: Callable[..., Any],
+        instance: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> None:
+        """Keep the arguments."""
+        self.bound = bound
+        self.plan = plan
+        self.wrapped = wrapped
+        self.instance = instance
+        self.args = args
+        self.kwargs = kwargs
+
+    def request(self) -> Request:
+        """Return what the turn needs to know of this call.
+
+        Raises:
+            ContextIdError: no id was found, or it can't be used.
+        """
+        plan = self.plan
+        owner = plan.owner
+        if owner is None:
+            principal = of_call((*self.args, *self.kwargs.values()))
+        else:
+            principal = owner(*self.args, **self.kwargs) if callable(owner) else owner
+        once = plan.once(*self.args, **self.kwargs) if plan.once is not None else None
+        return Request(
+            scope=self._scope(principal),
+            handler=plan.handler,
+            settings=self.bound.settings,
+            principal=principal,
+            once=once,
+            fingerprint=self._fingerprint() if once is not None else "",
+            run_without=self.bound.run_without,
+        )
+
+    def _scope(self, principal: str | None) -> StateScope:
+        plan = self.plan
+        if plan.kind == "user":
+            if not principal:
+                raise ContextIdError(
+                    f"{plan.handler} keeps state per user, and this caller has not signed in.",
+                    remedy="Put authentication before it, or say who it is with owner=.",
+                )
+            return StateScope.user(principal)
+        given = self.kwargs.get("context_id")
+        if given is None and plan.key is not None:
+            given = plan.key(*self.args, **self.kwargs) if callable(plan.key) else plan.key
+        if given is None:
+            given = self._found()
+        check_id(given, plan.kind)
+        return StateScope(plan.kind, (given,))
+
+    def _found(self) -> str:
+        looked: list[str] = []
+        for value in (*self.args, *self.kwargs.values()):
+            found, tried = context_id_of(value, self.plan.order)
+            if found:
+                return found
+            looked += tried
+        names = ", ".join(dict.fromkeys(looked)) or "no argument that could hold one"
+        raise ContextIdError(
+            f"No id for {self.plan.handler}: looked at {names}.",
+            remedy="Send a context_id with the task, pass context_id=, or say where it is with @stateful(key=...).",
+        )
+
+    def _fingerprint(self) -> str:
+        text = "\n".join(message_text(value) for value in self.args)
+        return codec.fingerprint(text or [list(self.args), self.kwargs]) or ""
+
+    def arguments(self, context: ConversationContext, context_id: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return what to call the handler with."""
+
+        def make(role: Role) -> Any:
+            if role == "context":
+                return context
+            return context_id if role == "context_id" else context.conversation(context_id)
+
+        return self.plan.injection.arguments(
+            self.args, dict(self.kwargs), make, bound=self.instance is not None and self._is_method()
+        )
+
+    def _is_method(self) -> bool:
+        # The wrapped function of a bound call is bound already: its first parameter isn't the caller's.
+        return hasattr(self.wrapped, "__self__")
+
+    async def run(self) -> Any:
+        """Run the handler in its turn."""
+        request = self.request()
+
+        async def handler(frame: Frame) -> Any:
+            context = ConversationContext(frame.turn.store, frame=frame, settings=request.settings)
+            args, kwargs = self.arguments(context, request.scope.id)
+            return await self.wrapped(*args, **kwargs)
+
+        return await in_turn(self.bound.store, request, handler)

@@ -1,0 +1,273 @@
+"""Runs a handler in a turn: enter, run once, commit or roll back.
+
+What decides between committing and rolling back is here and nowhere else. A handler runs
+exactly once; its exception goes on unchanged after its turn was given back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from agentstate import codec
+from agentstate.errors import (
+    AlreadyDone,
+    ConflictError,
+    OnceMismatchError,
+    StorageUnavailableError,
+    UnsupportedValueError,
+    ValueTooLargeError,
+)
+from agentstate.state import history
+from agentstate.state.record import Origin
+from agentstate.state.store import Store
+from agentstate.state.turn import Frame, Turn, current, new_id
+from agentstate.storage.protocol import OnceRecord
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from agentstate.context import ConversationContext
+    from agentstate.conversation import Conversation
+    from agentstate.scope import StateScope
+    from agentstate.state.settings import TurnSettings
+
+R = TypeVar("R")
+
+ONCE_RESULT_BYTES = 64 * 1024
+
+log = logging.getLogger("agentstate.handler")
+
+
+@dataclass(slots=True, frozen=True)
+class Request:
+    """One call of a handler, as far as its turn is concerned.
+
+    Attributes:
+        once: the idempotency key of this call.
+        fingerprint: of the input; the same key must come with the same.
+        run_without: run on a state that is forgotten when the storage can't be reached.
+    """
+
+    scope: StateScope
+    handler: str
+    settings: TurnSettings
+    principal: str | None = None
+    once: str | None = None
+    fingerprint: str = ""
+    run_without: bool = False
+    correlation: str = ""
+
+
+class Outcome(NamedTuple):
+    """The stored result of an earlier delivery."""
+
+    result: Any
+
+
+async def in_turn(store: Store, request: Request, run: Callable[[Frame], Awaitable[R]]) -> R:
+    """Run a handler in a turn of its own, or in a frame of the turn it is called in.
+
+    Raises:
+        AlreadyDone: the idempotency key was served, and its result couldn't be stored.
+        OnceMismatchError: the idempotency key came with another input before.
+    """
+    joined = Frame.joined(store, request.scope)
+    if joined is not None:
+        return await in_child_frame(joined, run)
+    turn = await enter(store, request)
+    if isinstance(turn, Outcome):
+        return turn.result  # type: ignore[no-any-return]
+    result = await guarded(turn, request, run(turn.frame))
+    try:
+        await finish(turn, request, result)
+    except ConflictError as error:
+        if error.what != "once":
+            raise
+        return (await known(store, request)).result  # type: ignore[no-any-return]
+    return result
+
+
+async def in_child_frame(joined: Frame, run: Callable[[Frame], Awaitable[R]]) -> R:
+    """Run a nested handler in a frame: merged when it succeeds, dropped on its error."""
+    async with joined.lock:
+        frame = joined.child()
+        token = current.set(frame)
+        try:
+            result = await run(frame)
+            joined.merge(frame)
+        finally:
+            frame.open = False
+            current.reset(token)
+    if joined is joined.turn.frame and joined.turn.settings.commit == "immediate":
+        await joined.commit()
+    return result
+
+
+async def enter(store: Store, request: Request) -> Turn | Outcome:
+    """Take the turn; an idempotency key that was served already gives its result instead."""
+    origin = Origin(
+        "turn", request.handler, f"{new_id():016x}", request.principal or "", correlation=request.correlation
+    )
+    try:
+        turn = await store.enter(
+            request.scope,
+            request.settings,
+            origin,
+            principal=request.principal,
+            once=request.once,
+            parent=current.get(),
+        )
+    except StorageUnavailableError:
+        if not request.run_without:
+            raise
+        return await _enter_forgotten(store, request, origin)
+    known_once = turn.frame.buffers[request.scope].snapshot.once
+    if known_once is not None:
+        await store.abandon(turn)
+        return outcome(known_once, request)
+    return turn
+
+
+_unavailable = 0
+
+
+def ran_without() -> int:
+    """Return how many turns of this process ran on a forgotten state, because the storage was down."""
+    return _unavailable
+
+
+async def _enter_forgotten(store: Store, request: Request, origin: Origin) -> Turn:
+    global _unavailable  # noqa: PLW0603 - a count of this process
+    from agentstate.storage.memory import MemoryStorage
+
+    _unavailable += 1
+    log.warning("%s runs without its state: %s can't be reached", request.handler, store.storage.location)
+    return await Store(MemoryStorage()).enter(request.scope, request.settings, origin, parent=current.get())
+
+
+def outcome(record: OnceRecord, request: Request) -> Outcome:
+    """Return the stored result of an idempotency key."""
+    if record.fingerprint and request.fingerprint and record.fingerprint != request.fingerprint:
+        raise OnceMismatchError(
+            f"{record.key!r} was used in {request.scope} with another input before.",
+            scope=request.scope,
+            remedy="An idempotency key names one input: use the id of the message or task.",
+        )
+    if record.result is None:
+        raise AlreadyDone(
+            f"{record.key!r} is done already in {request.scope}; its result wasn't storable.",
+            commit_id=record.commit_id,
+            scope=request.scope,
+        )
+    return Outcome(codec.decode(record.result))
+
+
+async def known(store: Store, request: Request) -> Outcome:
+    """Return what another delivery of the same key stored meanwhile."""
+    from agentstate.storage.protocol import Wants
+
+    snapshot = await store.storage.read(request.scope, Wants((), (), (), 0), once=request.once)
+    assert snapshot.once is not None
+    return outcome(snapshot.once, request)
+
+
+async def guarded(turn: Turn, request: Request, running: Awaitable[R]) -> R:
+    """Await a handler inside its turn; on its error do what ``on_error`` says, and raise it unchanged."""
+    token = current.set(turn.frame)
+    try:
+        try:
+            return await running
+        finally:
+            current.reset(token)
+    except BaseException as error:
+        await failed(turn, request, error)
+        raise
+
+
+async def failed(turn: Turn, request: Request, error: BaseException) -> None:
+    """End a turn whose handler failed."""
+    mode = turn.settings.on_error
+    frame = turn.frame
+    added = _added(frame, turn.scope)
+    if mode == "rollback" or turn.settings.turns == "read" or isinstance(error, asyncio.CancelledError):
+        await turn.store.fail(turn, error, added, request.once)
+        return
+    if mode == "keep_input":
+        _keep_input(turn)
+    try:
+        await turn.store.commit_turn(turn, release=True)
+    except Exception:
+        # The handler's own error is what the caller must see.
+        log.exception("what %s left on its error couldn't be stored", request.handler)
+
+
+def _added(frame: Frame, scope: StateScope) -> list[dict[str, Any]]:
+    buffer = frame.buffers.get(scope)
+    found = buffer.logs.get(history.LOG) if buffer is not None else None
+    return [codec.decode(one.value) for one in found.pending] if found is not None else []
+
+
+def _keep_input(turn: Turn) -> None:
+    """Keep only the messages of role user that were added before the error."""
+    from agentstate.state.buffer import Buffer
+
+    old = turn.frame.buffers[turn.scope]
+    kept = Buffer(old.snapshot)
+    found = old.logs.get(history.LOG)
+    if found is not None:
+        for one in found.pending:
+            if codec.decode(one.value).get("role") == "user":
+                kept.log(history.LOG).append(one)
+    turn.frame.buffers = {turn.scope: kept}
+
+
+async def finish(turn: Turn, request: Request, result: object) -> None:
+    """Commit a turn whose handler succeeded, and end it."""
+    if turn.settings.turns == "read":
+        await turn.store.abandon(turn)
+        return
+    if request.once is not None:
+        turn.once = OnceRecord(request.once, request.fingerprint, 0, _storable(result))
+    await turn.store.commit_turn(turn, release=True)
+
+
+def _storable(result: object) -> bytes | None:
+    try:
+        data = codec.encode(result)
+    except (UnsupportedValueError, ValueTooLargeError):
+        return None
+    return data if len(data) <= ONCE_RESULT_BYTES else None
+
+
+@asynccontextmanager
+async def open_turn(context: ConversationContext, context_id: str, name: str) -> AsyncIterator[Conversation]:
+    """Open a turn for a block: committed at its end, rolled back when it raises."""
+    scope = context.scope_of(context_id)
+    request = Request(scope, name, context.settings, context.principal)
+    joined = Frame.joined(context.store, scope)
+    if joined is not None:
+        async with joined.lock:
+            frame = joined.child()
+            token = current.set(frame)
+            try:
+                yield context.in_frame(frame).conversation(context_id)
+                joined.merge(frame)
+            finally:
+                frame.open = False
+                current.reset(token)
+        return
+    turn = await enter(context.store, request)
+    assert isinstance(turn, Turn)
+    token = current.set(turn.frame)
+    try:
+        yield context.in_frame(turn.frame).conversation(context_id)
+    except BaseException as error:
+        await failed(turn, request, error)
+        raise
+    finally:
+        current.reset(token)
+    await finish(turn, request, None)

@@ -1,0 +1,86 @@
+"""The stores of this process: one per storage that is effectively the same, opened on first use.
+
+`aclose` closes them all; it also runs when the interpreter ends. Thread-safe; a forked child
+keeps the same stores, whose storages know that they were forked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import logging
+import threading
+from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
+
+from agentstate.state.store import Store
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+    from agentstate.config import Effective
+    from agentstate.storage.protocol import Storage
+
+CLOSE_SECONDS = 5.0
+
+log = logging.getLogger("agentstate.stores")
+
+_lock = threading.Lock()
+_stores: dict[Hashable, Store] = {}
+_wrapped: WeakValueDictionary[int, Store] = WeakValueDictionary()
+
+
+def store_for(effective: Effective) -> Store:
+    """Return the store of effective settings; equal settings share one."""
+    from agentstate.storage import registry
+
+    with _lock:
+        store = _stores.get(effective.store)
+        if store is None:
+            settings = effective.settings
+            store = _stores[effective.store] = Store(registry.create(settings.backend, settings.options))
+        return store
+
+
+def wrap(storage: Storage) -> Store:
+    """Return the store of a storage object that somebody made; the same object has one."""
+    with _lock:
+        store = _wrapped.get(id(storage))
+        if store is None or store.storage is not storage:
+            store = _wrapped[id(storage)] = Store(storage)
+        return store
+
+
+def open_store(storage: Storage | str | None) -> Store:
+    """Return the store of a storage, of a URL, or of the configured default."""
+    if storage is not None and not isinstance(storage, str):
+        return wrap(storage)
+    from agentstate import config
+    from agentstate.storage import registry
+
+    given: dict[str, Any] = {} if storage is None else {"url": storage}
+    return store_for(config.current().effective((), given, backends=registry, source="ConversationContext"))
+
+
+async def aclose() -> None:
+    """Close every store that this process opened by settings; the next use opens a new one.
+
+    Storages that were made by hand stay open: who made them closes them.
+    """
+    with _lock:
+        stores = list(_stores.values())
+        _stores.clear()
+    for store in stores:
+        await store.storage.close()
+
+
+def _close_at_exit() -> None:
+    if not _stores:
+        return
+    try:
+        asyncio.run(asyncio.wait_for(aclose(), CLOSE_SECONDS))
+    except Exception:  # the process ends: say it, and let it end
+        log.debug("closing at exit failed", exc_info=True)
+
+
+atexit.register(_close_at_exit)
