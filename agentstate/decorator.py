@@ -139,15 +139,14 @@ def stateful(func: Callable[..., Any] | None = None, /, **arguments: Any) -> Any
     Raises:
         HandlerSignatureError: the handler takes none of the injected parameters.
     """
-    if func is not None:
-        return _decorate(func, arguments)
-    return lambda handler: _decorate(handler, arguments)
+    return _sibling(func, arguments, kind="conversation", order="conversation")
 
 
 def _decorate(
     func: Callable[..., Any], arguments: dict[str, Any], kind: str = "conversation", order: str = "conversation"
 ) -> Any:
-    target = func.__func__ if isinstance(func, (staticmethod, classmethod)) else func
+    # a static or class method holds the function it is made of
+    target: Callable[..., Any] = getattr(func, "__func__", func)
     if not callable(target):
         raise HandlerSignatureError(f"{func!r} is no function.", remedy="Put @stateful on a function or method.")
     given = {key: value for key, value in arguments.items() if value is not None}
@@ -218,7 +217,11 @@ def stateful_user(func: Callable[..., Any] | None = None, /, **arguments: Any) -
 def _sibling(func: Callable[..., Any] | None, arguments: dict[str, Any], *, kind: str, order: str) -> Any:
     if func is not None:
         return _decorate(func, arguments, kind, order)
-    return lambda handler: _decorate(handler, arguments, kind, order)
+
+    def decorate(handler: Callable[..., Any]) -> Any:
+        return _decorate(handler, arguments, kind, order)
+
+    return decorate
 
 
 def with_state(config: Mapping[str, Any] | None = None, /, **arguments: Any) -> Callable[[F], F]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from agentstate import codec
@@ -28,7 +27,7 @@ from agentstate.state.turn import Frame, Turn, current, new_id
 from agentstate.storage.protocol import OnceRecord
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncGenerator, Awaitable, Callable
 
     from agentstate.context import ConversationContext
     from agentstate.conversation import Conversation
@@ -42,8 +41,7 @@ ONCE_RESULT_BYTES = 64 * 1024
 log = logging.getLogger("agentstate.handler")
 
 
-@dataclass(slots=True, frozen=True)
-class Request:
+class Request(NamedTuple):
     """One call of a handler, as far as its turn is concerned.
 
     Attributes:
@@ -244,7 +242,7 @@ def _storable(result: object) -> bytes | None:
 
 
 @asynccontextmanager
-async def open_turn(context: ConversationContext, context_id: str, name: str) -> AsyncIterator[Conversation]:
+async def open_turn(context: ConversationContext, context_id: str, name: str) -> AsyncGenerator[Conversation]:
     """Open a turn for a block: committed at its end, rolled back when it raises."""
     scope = context.scope_of(context_id)
     request = Request(scope, name, context.settings, context.principal)

@@ -8,10 +8,10 @@ values that its turn watches.
 from __future__ import annotations
 
 import functools
-import os
 import time
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
+from random import getrandbits
 from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, TypeVar, overload
 
 from agentstate import codec
@@ -161,6 +161,14 @@ class Message(_View):
             )
         return cls(data, seq, position)
 
+    def to_bytes(self) -> bytes:
+        """Return the fields as they are stored.
+
+        Raises:
+            UnsupportedValueError: one would not come back the same.
+        """
+        return codec.encode(self._data)
+
     def to_json(self) -> dict[str, Any]:
         """Return the fields as they are stored, in a dict of their own."""
         return dict(self)
@@ -269,7 +277,7 @@ for _name in ("__setitem__", "__delitem__", "__ior__", "clear", "pop", "popitem"
 
 def new_id() -> str:
     """Return a random id: 96 bits as 24 hexadecimal digits."""
-    return os.urandom(12).hex()
+    return f"{getrandbits(96):024x}"
 
 
 def utc_now_iso(now: float) -> str:

@@ -8,8 +8,7 @@ kept byte for byte, whatever they hold.
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 from urllib.parse import quote, unquote
 
 from agentstate.errors import ContextIdError
@@ -20,17 +19,20 @@ MAX_ID_BYTES = 512
 KINDS = ("global", "team", "agent", "workflow", "step", "session", "conversation", "user", "custom")
 
 
-@dataclass(frozen=True, order=True, slots=True)
-class StateScope:
+class _Address(NamedTuple):
+    kind: str
+    ids: tuple[str, ...] = ()
+    tenant: str = ""
+
+
+class StateScope(_Address):
     """The address of one state.
 
     Use the constructors (``StateScope.conversation("c-1")``, ``StateScope.GLOBAL``, …): they
     check the ids. Scopes are values: equal, hashable, ordered.
     """
 
-    kind: str
-    ids: tuple[str, ...] = ()
-    tenant: str = ""
+    __slots__ = ()
 
     GLOBAL: ClassVar[StateScope]
 

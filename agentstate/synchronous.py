@@ -8,6 +8,7 @@ its turn. On a thread that runs an event loop this would block that loop, so it 
 from __future__ import annotations
 
 import asyncio
+import inspect
 import os
 import threading
 from contextvars import copy_context
@@ -128,7 +129,7 @@ class _Blocking:
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._target, name)
-        if not asyncio.iscoroutinefunction(found):
+        if not inspect.iscoroutinefunction(found):
             return found
 
         def call(*args: Any, **kwargs: Any) -> Any:

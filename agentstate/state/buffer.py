@@ -324,26 +324,30 @@ class Buffer:
     def part(self) -> Part:
         """Return the change as a part of a commit, with the checks of what was read."""
         base = self.snapshot
-        return Part(
+        part = Part(
             scope=base.scope,
             birth=base.birth or ANY,
             checks=self._checks(),
             clear=self.cleared,
-            cuts=[cut for name, log in self.logs.items() for cut in log.cuts(name)],
-            trims=[trim for name, log in self.logs.items() for trim in log.trims(name)],
-            edits=[edit for name, log in self.logs.items() for edit in log.edits(name)],
-            deletes=[at for at, one in self.written.items() if one.value is None],
-            puts=[Put(*at, one.value, one.ttl) for at, one in self.written.items() if one.value is not None],
-            increments=[Increment(*at, by) for at, by in self.deltas.items()],
-            appends=[
-                Append(name, one.id, one.value, one.ttl, one.unique)
-                for name, log in self.logs.items()
-                for one in log.pending
-            ],
             owner=self.owner,
             labels=self.labels,
             ttl=self.expiry,
         )
+        if self.written:
+            part.puts = [Put(*at, one.value, one.ttl) for at, one in self.written.items() if one.value is not None]
+            if len(part.puts) < len(self.written):
+                part.deletes = [at for at, one in self.written.items() if one.value is None]
+        if self.deltas:
+            part.increments = [Increment(*at, by) for at, by in self.deltas.items()]
+        for name, log in self.logs.items():
+            if log.changed:
+                part.cuts = [*part.cuts, *log.cuts(name)]
+                part.trims = [*part.trims, *log.trims(name)]
+                part.edits = [*part.edits, *log.edits(name)]
+                part.appends = [
+                    *part.appends, *(Append(name, one.id, one.value, one.ttl, one.unique) for one in log.pending)
+                ]  # fmt: skip
+        return part
 
     def _checks(self) -> list[Check]:
         checks = [Check("entry", at[0], stamp, at[1]) for at, stamp in self._reads.items()]

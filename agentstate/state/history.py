@@ -36,7 +36,7 @@ def position_of(place: int | Message) -> int:
 async def add(frame: Frame, scope: StateScope, message: Message, *, ttl: float | None, unique: bool) -> Message:
     """Append a message; return it with its position as this turn sees it."""
     buffer = await frame.writable(scope)
-    value = codec.encode(message.to_json())
+    value = message.to_bytes()
     position = buffer.log(LOG).append(Pending(message.id, value, ttl, unique))
     return message.at(0, position)
 
@@ -100,7 +100,7 @@ async def edit(frame: Frame, scope: StateScope, place: int | Message, message: M
     """Replace a message; what it was stays in the journal."""
     buffer = await frame.writable(scope)
     item = await _item(frame, scope, position_of(place))
-    buffer.log(LOG).edit(item, codec.encode(message.to_json()))
+    buffer.log(LOG).edit(item, message.to_bytes())
     return message.at(item.seq, item.position)
 
 

@@ -10,9 +10,8 @@ of appended items, and the items that were removed.
 from __future__ import annotations
 
 from base64 import b64encode
-from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,8 +23,7 @@ RARE = ("delete", "increment", "cut", "trim", "edit")
 PLAIN_JSON = frozenset(b'{["-0123456789tfn')
 
 
-@dataclass(slots=True, frozen=True)
-class Origin:
+class Origin(NamedTuple):
     """Who commits, and why."""
 
     operation: str

@@ -230,8 +230,9 @@ class Store:
         parts = [self._part(turn, scope, buffer.part()) for scope, buffer in changed]
         done = await self._send(turn, parts, release=release)
         log.debug("%s committed %s as %s", turn.origin.handler, turn.scope, done[0].stamp)
-        for (_, buffer), one in zip(changed, done, strict=True):
-            buffer.committed(one)
+        if not release:
+            for (_, buffer), one in zip(changed, done, strict=True):
+                buffer.committed(one)
         return done
 
     def _part(self, turn: Turn, scope: StateScope, part: Part) -> Part:

@@ -13,9 +13,9 @@ turn's event loop; other threads reach it through a synchronous context.
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from contextvars import ContextVar
+from random import getrandbits
 from typing import TYPE_CHECKING, Any
 
 from agentstate.errors import (
@@ -47,8 +47,8 @@ current: ContextVar[Frame | None] = ContextVar("agentstate_frame", default=None)
 
 
 def new_id() -> int:
-    """Return a random id: 63 bits, never zero."""
-    return int.from_bytes(os.urandom(8)) >> 1 or 1
+    """Return a random id: 63 bits, never zero. A forked child draws other ones."""
+    return getrandbits(63) or 1
 
 
 class Turn:
