@@ -30,7 +30,7 @@ except ImportError as error:
 
 if TYPE_CHECKING:
     from agentstate.testing.clock import FakeClock
-    from agentstate.testing.conformance import Damage, MakeStorage, MakeNewer, ProcessSpec, StorageConformance
+    from agentstate.testing.conformance import Damage, MakeNewer, MakeStorage, ProcessSpec, StorageConformance
     from agentstate.testing.faults import FaultyStorage
 
 __all__ = [
