@@ -1,0 +1,93 @@
+"""Which state a host's task means: finding the id in whatever object the host passes.
+
+Everything is duck-typed and nothing is imported: A2A tasks and messages (pydantic and
+protobuf), request contexts, mappings and objects of one's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+from agentstate.errors import ContextIdError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+__all__ = ["CONTEXT_NAMES", "CONVERSATION_NAMES", "SESSION_NAMES", "context_id_of", "field_of"]
+
+CONTEXT_NAMES: Final = ("context_id", "contextId", "session_id", "thread_id", "conversation_id")
+"""Where the id of a conversation is looked for, in this order."""
+CONVERSATION_NAMES: Final = ("conversation_id", "context_id", "contextId")
+"""The order of ``stateful_conversation``."""
+SESSION_NAMES: Final = ("session_id", "sessionId")
+"""The order of ``stateful_session``, which doesn't fall back on the task's own id."""
+
+
+def context_id_of(
+    task: Any, names: Sequence[str] = CONTEXT_NAMES, *, own_id: bool = True
+) -> tuple[str | None, list[str]]:
+    """Return the id that ``task`` carries, and all places that were looked at, the last being where it was.
+
+    Each name is looked for in the task's metadata, in its message's metadata, in the task and
+    in its message; then, if ``own_id``, the task's own id counts. Empty text counts as absent,
+    as protobuf has it. Whole numbers and UUIDs become text.
+
+    Raises:
+        ContextIdError: something else stands where an id should be, as a list or a dict.
+    """
+    looked: list[str] = []
+    for label, value in _candidates(task, names, own_id=own_id):
+        looked.append(label)
+        found = _id(label, value)
+        if found is not None:
+            return found, looked
+    return None, looked
+
+
+def field_of(value: Any, name: str) -> Any:
+    """Return a key of a mapping or an attribute of an object, ``None`` if it has neither."""
+    if _has_keys(value):
+        if name in value:
+            return value[name]
+        if type(value) is dict:
+            return None
+    return getattr(value, name, None)
+
+
+def _has_keys(value: Any) -> bool:
+    return isinstance(value, Mapping)
+
+
+def _candidates(task: Any, names: Sequence[str], *, own_id: bool) -> Iterator[tuple[str, Any]]:
+    places = [("metadata.", field_of(task, "metadata")), ("", task)]
+    message = field_of(task, "message")
+    if message is not None:
+        places[1:1] = [("message.metadata.", field_of(message, "metadata"))]
+        places.append(("message.", message))
+    for name in names:
+        for label, place in places:
+            yield label + name, None if place is None else field_of(place, name)
+    if not own_id:
+        return
+    role = field_of(task, "role")
+    if role is None or callable(role):  # a message's own id is another one each time
+        yield "id", field_of(task, "id")
+    for label, place in (("", task), ("message.", message)):
+        for name in ("task_id", "taskId"):
+            yield label + name, None if place is None else field_of(place, name)
+
+
+def _id(label: str, value: Any) -> str | None:
+    if value is None or callable(value):
+        return None
+    if isinstance(value, str):
+        return str.__str__(value) or None
+    whole = type(value) is int or (type(value) is float and value.is_integer())  # a protobuf Struct has floats only
+    if whole:
+        return str(int(value))
+    if type(value).__name__ == "UUID":
+        return str(value)
+    raise ContextIdError(
+        f"{label} of the task is a {type(value).__name__}, not an id.", remedy="Pass text there, or use key=."
+    )
