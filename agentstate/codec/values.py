@@ -3,7 +3,7 @@
 Exact JSON types take the fast path through ``orjson``; a walk over exact types decides that,
 because the encoder alone would silently turn tuples into lists, NaN into null and dates into
 text. Everything else goes through the tagged form. ``orjson`` and ``zstandard`` are imported
-when first needed.
+when first needed. The functions keep no state: any thread may call them at any time.
 """
 
 from __future__ import annotations
