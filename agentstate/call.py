@@ -11,7 +11,8 @@ from agentstate.errors import ContextIdError
 from agentstate.handling import Request, in_turn
 from agentstate.principal import of_call
 from agentstate.scope import StateScope, check_id
-from agentstate.text import context_id_of, message_text
+from agentstate.ids import CONTEXT_NAMES, context_id_of
+from agentstate.text import message_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,7 +28,8 @@ class Plan:
 
     Attributes:
         kind: of the scope: ``conversation``, ``session`` or ``user``.
-        order: which names the id is looked for under; see `agentstate.text`.
+        names: under which the id is looked for, in this order.
+        own_id: the task's own id counts, when there is no other.
     """
 
     injection: Injection
@@ -36,7 +38,8 @@ class Plan:
     key: Callable[..., str] | str | None = None
     owner: Callable[..., str | None] | str | None = None
     once: Callable[..., str | None] | None = None
-    order: str = "conversation"
+    names: tuple[str, ...] = CONTEXT_NAMES
+    own_id: bool = True
 
 
 class Call:
@@ -104,7 +107,7 @@ class Call:
     def _found(self) -> str:
         looked: list[str] = []
         for value in (*self.args, *self.kwargs.values()):
-            found, tried = context_id_of(value, self.plan.order)
+            found, tried = context_id_of(value, self.plan.names, own_id=self.plan.own_id)
             if found:
                 return found
             looked += tried

@@ -15,6 +15,7 @@ import wrapt
 from agentstate.binding import Binding
 from agentstate.call import Call, Plan
 from agentstate.errors import HandlerSignatureError
+from agentstate.ids import CONTEXT_NAMES, CONVERSATION_NAMES, SESSION_NAMES
 from agentstate.injection import plan
 from agentstate.streaming import StatefulStream
 from agentstate.synchronous import run_sync
@@ -139,11 +140,14 @@ def stateful(func: Callable[..., Any] | None = None, /, **arguments: Any) -> Any
     Raises:
         HandlerSignatureError: the handler takes none of the injected parameters.
     """
-    return _sibling(func, arguments, kind="conversation", order="conversation")
+    return _sibling(func, arguments, kind="conversation", names=CONTEXT_NAMES)
 
 
 def _decorate(
-    func: Callable[..., Any], arguments: dict[str, Any], kind: str = "conversation", order: str = "conversation"
+    func: Callable[..., Any],
+    arguments: dict[str, Any],
+    kind: str = "conversation",
+    names: tuple[str, ...] = CONTEXT_NAMES,
 ) -> Any:
     # a static or class method holds the function it is made of
     target: Callable[..., Any] = getattr(func, "__func__", func)
@@ -159,10 +163,11 @@ def _decorate(
         key=given.pop("key", None),
         owner=given.pop("owner", None),
         once=given.pop("once", None),
-        order=order,
+        names=names,
+        own_id=kind == "conversation",
     )
-    names = list(dict.fromkeys((getattr(target, "__agentstate_name__", calls.handler), calls.handler, target.__name__)))
-    binding = Binding(names, given, tuple(given.pop("reads", ())))
+    known_as = list(dict.fromkeys((getattr(target, "__agentstate_name__", calls.handler), calls.handler, target.__name__)))
+    binding = Binding(known_as, given, tuple(given.pop("reads", ())))
     handler = StatefulHandler(func, binding, injection, _runner(target, binding, calls))
     from agentstate.dispatch import wrapped
 
@@ -198,12 +203,12 @@ def _runner(target: Callable[..., Any], binding: Binding, calls: Plan) -> Callab
 
 def stateful_conversation(func: Callable[..., Any] | None = None, /, **arguments: Any) -> Any:
     """Like `stateful`, with the id from metadata ``conversation_id``, else ``context_id``, else the task's id."""
-    return _sibling(func, arguments, kind="conversation", order="conversation_id")
+    return _sibling(func, arguments, kind="conversation", names=CONVERSATION_NAMES)
 
 
 def stateful_session(func: Callable[..., Any] | None = None, /, **arguments: Any) -> Any:
     """Like `stateful`, with one state per session: the id is the ``session_id``."""
-    return _sibling(func, arguments, kind="session", order="session_id")
+    return _sibling(func, arguments, kind="session", names=SESSION_NAMES)
 
 
 def stateful_user(func: Callable[..., Any] | None = None, /, **arguments: Any) -> Any:
@@ -211,15 +216,15 @@ def stateful_user(func: Callable[..., Any] | None = None, /, **arguments: Any) -
 
     An anonymous caller gets a `ContextIdError`: users would otherwise share one state.
     """
-    return _sibling(func, arguments, kind="user", order="conversation")
+    return _sibling(func, arguments, kind="user", names=CONTEXT_NAMES)
 
 
-def _sibling(func: Callable[..., Any] | None, arguments: dict[str, Any], *, kind: str, order: str) -> Any:
+def _sibling(func: Callable[..., Any] | None, arguments: dict[str, Any], *, kind: str, names: tuple[str, ...]) -> Any:
     if func is not None:
-        return _decorate(func, arguments, kind, order)
+        return _decorate(func, arguments, kind, names)
 
     def decorate(handler: Callable[..., Any]) -> Any:
-        return _decorate(handler, arguments, kind, order)
+        return _decorate(handler, arguments, kind, names)
 
     return decorate
 

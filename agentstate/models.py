@@ -144,7 +144,9 @@ class Message(_View):
         for key, value in (("tool_call_id", tool_call_id), ("name", name)):
             if value is not None:
                 data[key] = _text(key, value)
-        return cls(_own(data), 0, 0)
+        if metadata or tool_calls is not None or type(content) is not str:
+            data = _own(data)  # what can change is not the caller's any more
+        return cls(data, 0, 0)
 
     @classmethod
     def from_json(cls, data: dict[str, Any], seq: int = 0, position: int = 0) -> Message:
