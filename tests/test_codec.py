@@ -194,6 +194,13 @@ def test_stored_form_is_fixed(name):
     assert shape(decode(data)) == shape(value)
 
 
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf"), 2**64, -(2**63) - 1, "\ud800"])
+def test_what_json_damages_is_found_inside_json_containers(number):
+    """What plain JSON would turn into null, a float or nothing comes back the same inside lists and dicts."""
+    for value in ([number], {"a": number}, [[1, {"a": [number, 2.5]}]], {str(number): 1}):
+        assert shape(decode(encode(value))) == shape(value)
+
+
 def test_concrete_path_of_this_system():
     """A Path comes back as the same kind of Path."""
     assert shape(decode(encode(Path("/tmp/x")))) == shape(Path("/tmp/x"))

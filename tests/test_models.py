@@ -3,6 +3,8 @@ from __future__ import annotations
 import copy
 import enum
 import json
+import os
+import random
 import subprocess
 import sys
 import timeit
@@ -297,6 +299,28 @@ def test_new_ids_differ():
     made = {new_id() for _ in range(10_000)}
     assert len(made) == 10_000
     assert all(len(one) == 24 and one.isalnum() for one in made)
+
+
+def test_new_ids_differ_whatever_the_application_seeds():
+    """Seeding the shared generator doesn't bring ids back, which would look like second deliveries."""
+    random.seed(42)
+    first = new_id()
+    random.seed(42)
+    assert new_id() != first
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_new_ids_differ_after_a_fork():
+    """A child doesn't continue its parent's sequence."""
+    code = (
+        "import os; from agentstate.models import new_id\n"
+        "child = os.fork()\n"
+        "print(new_id(), flush=True)\n"
+        "child and os.waitpid(child, 0)"
+    )
+    ids = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+    assert len(ids) == 2
+    assert ids[0] != ids[1]
 
 
 @settings(max_examples=200, deadline=None)
