@@ -114,15 +114,16 @@ def _open_server(url: str, effective: Effective, source: str) -> Iterator[Findin
 
 
 def _environment(backends: Backends) -> Iterator[Finding]:
-    known = {*SETTINGS, *SPECIAL, *RESERVED}
-    for name in backends.backends():
-        known |= backends.options_of(name).model_fields.keys()
-    for name in os.environ:
-        key = name.removeprefix(PREFIX).lower()
-        if name.startswith(PREFIX) and key not in known:
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.8)
-            if near:
-                yield Finding("warning", f"environment {name}: not ours. Did you mean {PREFIX}{near[0].upper()}?")
+    settings = {*SETTINGS, *SPECIAL, *RESERVED}
+    keys = {name: name.removeprefix(PREFIX).lower() for name in os.environ if name.startswith(PREFIX)}
+    if settings >= set(keys.values()):
+        return
+    options = (backends.options_of(name).model_fields for name in backends.backends())
+    known = settings.union(*options)
+    for name, key in keys.items():
+        near = difflib.get_close_matches(key, known, n=1, cutoff=0.8)
+        if near and key not in known:
+            yield Finding("warning", f"environment {name}: not ours. Did you mean {PREFIX}{near[0].upper()}?")
 
 
 def _written_secrets(configuration: Configuration, document: Document) -> Iterator[Finding]:

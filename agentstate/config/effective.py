@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, get_args
+from typing import TYPE_CHECKING, Final, NamedTuple, get_args
 
 from pydantic import BaseModel, SecretStr, ValidationError
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["Effective", "Setting", "settle"]
 
 HIDDEN: Final = "***"
+PATHS: Final = frozenset({"storage_dir", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile"})
 
 
 class Setting(NamedTuple):
@@ -50,26 +51,29 @@ def settle(merged: Merged, backends: Backends) -> tuple[Effective | None, list[C
     if merged.faults:
         return None, merged.faults
     name = str(merged.backend.value)
-    faults: list[ConfigError] = []
-    options: BaseModel | None = None
-    given: dict[str, Any] = {}
-    if not merged.own_storage:
-        model = backends.options_of(name)
-        given = {key: _anchored(key, value, model) for key, value in merged.options.items()}
-        try:
-            options = model.model_validate(given)
-        except ValidationError as error:
-            faults += explained(error, merged.options, merged.backend.origin.where)
+    options, faults = (None, []) if merged.own_storage else _options(merged, backends.options_of(name))
+    typed = {key: getattr(options, key) for key in options.model_fields_set} if options else {}
     plain = {key: value.value for key, value in merged.settings.items()}
     try:
-        typed = {key: getattr(options, key) for key in given} if options else {}
         settings = HandlerSettings.model_validate({**plain, "backend": name, "options": typed})
     except ValidationError as error:
-        faults += explained(error, merged.settings, merged.backend.origin.where)
-        return None, faults
+        return None, faults + explained(error, merged.settings, merged.backend.origin.where)
     if faults:
         return None, faults
     return Effective(settings, tuple(_explain(merged, settings, options)), (name, options)), []
+
+
+def _options(merged: Merged, model: type[BaseModel]) -> tuple[BaseModel | None, list[ConfigError]]:
+    given = {key: _anchored(key, value.value, value.origin.base, model) for key, value in merged.options.items()}
+    if "url" not in given:
+        given = {**_default_paths(model), **given}
+    try:
+        return model.model_validate(given), []
+    except ValidationError as error:
+        return None, explained(error, merged.options, merged.backend.origin.where)
+    except ConfigError as error:  # what a backend itself says of its url
+        place = merged.options.get("url", merged.backend).origin.where
+        return None, [ConfigError(f"{place}: {error}")]
 
 
 def explained(error: ValidationError, values: Mapping[str, Value], where: str) -> list[ConfigError]:
@@ -94,16 +98,25 @@ def shown_value(key: str, value: object) -> object:
     return mask(value) if isinstance(value, str) and "://" in value else value
 
 
-def _anchored(key: str, value: Value, model: type[BaseModel]) -> object:
-    """Return the value with a relative path counted from the file that names it."""
-    if not isinstance(value.value, str):
-        return value.value
+def _default_paths(model: type[BaseModel]) -> dict[str, object]:
+    """Return the defaults that are relative paths, counted from here, so that naming a default changes nothing."""
+    here = Path.cwd()
+    defaults = {key: field.default for key, field in model.model_fields.items()}
+    texts = {key: str(value) for key, value in defaults.items() if isinstance(value, (str, Path))}
+    anchored = {key: _anchored(key, text, here, model) for key, text in texts.items()}
+    return {key: value for key, value in anchored.items() if value != texts[key]}
+
+
+def _anchored(key: str, value: object, base: Path, model: type[BaseModel]) -> object:
+    """Return the value with a relative path counted from ``base``."""
+    if not isinstance(value, str):
+        return value
     if key == "url":
-        return anchor(value.value, value.origin.base)
+        return anchor(value, base)
     annotation = model.model_fields[key].annotation
-    if annotation is Path or Path in get_args(annotation):
-        return os.path.abspath(value.origin.base / value.value)  # noqa: PTH100 - resolve() would follow links
-    return value.value
+    if key in PATHS or annotation is Path or Path in get_args(annotation):
+        return os.path.abspath(base / value)  # noqa: PTH100 - resolve() would follow links
+    return value
 
 
 def _explain(merged: Merged, settings: HandlerSettings, options: BaseModel | None) -> list[Setting]:
@@ -113,6 +126,13 @@ def _explain(merged: Merged, settings: HandlerSettings, options: BaseModel | Non
         (settings, merged.settings, [key for key in HandlerSettings.model_fields if key in SETTINGS]),
     ):
         for key in keys:
-            source = values[key].origin.source if key in values else "default"
-            rows.append(Setting(key, shown_value(key, getattr(model, key)), source))
+            value = getattr(model, key)
+            rows.append(Setting(key, shown_value(key, value), _source(key, values, model)))
     return rows
+
+
+def _source(key: str, values: Mapping[str, Value], model: BaseModel | None) -> str:
+    """Return where a setting comes from; what the backend took out of its url comes from there."""
+    if key not in values and "url" in values and model and key in model.model_fields_set:
+        key = "url"
+    return values[key].origin.source if key in values else "default"

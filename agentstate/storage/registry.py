@@ -35,7 +35,7 @@ BUILT_IN: Final = {
 }
 SCHEMES: Final = {
     **{name: name for name in BUILT_IN},
-    **dict.fromkeys(("valkeys", "redis", "rediss", "valkey+cluster", "valkey+sentinel"), "valkey"),
+    **dict.fromkeys(("valkeys", "redis", "rediss", "valkey+cluster", "valkey+sentinel", "unix"), "valkey"),
 }
 ADVICE: Final = {
     "sled": "Sled has no maintained Python binding: use sqlite (sqlite:///state.db) or RocksDB.",

@@ -93,7 +93,7 @@ PREFIX = "agentup:state:"
         ),
     ],
 )
-def test_documented_configurations(effective, text, names, backend, ttl, options):  # noqa: PLR0917 - a row of the table
+def test_documented_configurations(effective, text, names, backend, ttl, options):
     """Each means what its comments say."""
     settings = effective(text, names).settings
     assert (settings.backend, settings.ttl, settings.options) == (backend, ttl, options)

@@ -27,7 +27,9 @@ state:
 def test_without_anything_there_are_defaults(directory, backends):
     """No file, no variables: SQLite, for ever, one turn at a time."""
     effective = Configuration(None).effective(backends=backends)
-    assert effective.settings == HandlerSettings(backend="sqlite")
+    assert effective.settings == HandlerSettings(
+        backend="sqlite", options={"url": f"sqlite:///{directory}/agentstate.db"}
+    )
     assert effective.settings.ttl is None
     assert {row.source for row in effective.explain} == {"default"}
 
@@ -90,7 +92,7 @@ def test_an_option_without_a_backend_waits_for_a_stronger_one(effective, monkeyp
     """AGENTSTATE_KEY_PREFIX counts for the valkey that the file names, and is nothing to a file backend."""
     monkeypatch.setenv("AGENTSTATE_KEY_PREFIX", "env:")
     assert effective("state: {backend: valkey}").settings.options == {"key_prefix": "env:"}
-    assert effective("state: {backend: file}").settings.options == {}
+    assert effective("state: {backend: file}").settings.options.keys() == {"storage_dir"}
 
 
 def test_environment_alone(effective, monkeypatch):

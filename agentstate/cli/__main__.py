@@ -1,0 +1,5 @@
+"""``python -m agentstate.cli``."""
+
+from agentstate.cli import main
+
+main()
