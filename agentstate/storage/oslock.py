@@ -82,20 +82,23 @@ class MachineLocks:
         """Return whether ``nonce`` holds the turn, after ``seconds`` at the latest.
 
         When it doesn't, it keeps its place for a second: wait again, or `leave`. Cancelled, it
-        has left the line.
+        has left the line. A nonce that never asked by `try_take` has no place and gets no turn:
+        for it this returns ``False`` as soon as the turn is free.
         """
         loop = asyncio.get_running_loop()
+        asked = self._has_place(address, nonce)
         until = loop.time() + seconds
         try:
             while True:
                 with guard:
                     turn = self._turn(address)
                     place = turn.line.get(nonce)
-                    if self.try_take(address, nonce, place.holder if place else ""):
-                        return True
+                    taken = self.try_take(address, nonce, place.holder if place else "")
                     left = until - loop.time()
-                    if left <= 0:
-                        return False
+                    if taken or left <= 0:
+                        if not asked:
+                            self.leave(address, nonce)
+                        return taken and asked
                     place = turn.line[nonce]
                     place.future = loop.create_future()
                     timer = loop.call_later(min(left, turn.delay(nonce)), resolve, place.future)
@@ -146,8 +149,11 @@ class MachineLocks:
                         f"The {name} lock in {self.directory} was not free for {seconds:g} s.",
                         remedy="Another process holds it: let it go on, or end it.",
                     )
-                time.sleep(delay if self._turn(address).queued else random.uniform(*BLOCKING_POLL))  # noqa: S311
-                delay = min(delay * 2, BLOCKING_POLL[1])
+                if self._turn(address).queued:
+                    time.sleep(delay)
+                    delay = min(delay * 2, BLOCKING_POLL[1])
+                else:
+                    time.sleep(random.uniform(*BLOCKING_POLL))  # noqa: S311
             yield
         finally:
             self.leave(address, nonce)
@@ -161,6 +167,11 @@ class MachineLocks:
                 self.leave(address, nonce)
             self._closed = True
             self._table.part()
+
+    def _has_place(self, address: str, nonce: int) -> bool:
+        with guard:
+            turn = self._table.find(address)
+            return turn is not None and (turn.nonce == nonce or nonce in turn.line)
 
     def _turn(self, address: str) -> Turn:
         self._check_open()

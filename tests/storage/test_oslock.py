@@ -112,6 +112,7 @@ def test_who_neither_waits_nor_asks_is_skipped(locks, monkeypatch):
 async def test_wait_is_woken_by_leave(locks):
     """A local hand-over doesn't wait for the next poll."""
     locks.try_take("a", 1, "one")
+    locks.try_take("a", 2, "two")
     waiting = asyncio.create_task(locks.wait("a", 2, 30))
     await asyncio.sleep(0)
     locks.leave("a", 1)
@@ -126,9 +127,19 @@ async def test_wait_gives_up_in_time(locks):
     assert locks.holds("a", 1)
 
 
+async def test_who_never_asked_is_told_and_gets_nothing(locks):
+    """Waiting without having asked takes no turn and leaves no place behind."""
+    assert not await locks.wait("a", 1, 30)
+    assert locks.try_take("a", 2, "two")
+    assert not await locks.wait("a", 1, 0.01)
+    locks.leave("a", 2)
+    assert locks.try_take("a", 3, "three")
+
+
 async def test_a_cancelled_waiter_has_left_the_line(locks):
     """Cancelling a wait frees its place, 'next' included, for everybody else."""
     locks.try_take("a", 1, "one")
+    locks.try_take("a", 2, "two")
     waiting = asyncio.create_task(locks.wait("a", 2, 30))
     await asyncio.sleep(0)
     waiting.cancel()
@@ -142,6 +153,7 @@ async def test_a_cancelled_waiter_has_left_the_line(locks):
 async def test_a_waiter_whose_loop_died_has_left_the_line(locks):
     """The garbage collector closes a waiting coroutine, which gives its place back."""
     locks.try_take("a", 1, "one")
+    locks.try_take("a", 2, "two")
     waiting = locks.wait("a", 2, 30)
     waiting.send(None)
     del waiting

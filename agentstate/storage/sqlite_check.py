@@ -1,0 +1,154 @@
+"""The conditions of a commit on a SQLite state file: looked at first, before anything is written.
+
+`Conditions.check` raises whatever there is to raise and writes nothing, so a refused member of
+a group of commits leaves the others' transaction as it was, without a savepoint.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from agentstate.errors import ConflictError, UnsupportedValueError, ValueTooLargeError
+from agentstate.storage.protocol import ANY, MAX_LABELS, Check, Keep, Lease, OnceRecord, Part, Stamp
+from agentstate.storage.sqlite_read import known_once
+from agentstate.storage.sqlite_rows import State, load
+
+if TYPE_CHECKING:
+    from agentstate.storage.sqlite_schema import Connection
+
+__all__ = ["Conditions", "Found"]
+
+COUNTER_LIMIT: Final = 2**63
+FOUND: Final = (
+    "SELECT version, commit_id, expires, length(value), CASE typeof(value) WHEN 'integer' THEN value END "
+    "FROM entries WHERE scope = ? AND section = ? AND key = ?"
+)
+
+
+class Found(NamedTuple):
+    """An entry as it stands. ``counter`` is ``None`` for bytes."""
+
+    version: int
+    commit_id: int
+    expires: float | None
+    length: int
+    counter: int | None
+
+    def size(self, key: str) -> int:
+        """Return the bytes it counts for."""
+        return len(key) + (self.length if self.counter is None else 8)
+
+    def live(self, now: float) -> bool:
+        """Whether it has not expired."""
+        return self.expires is None or self.expires > now
+
+
+class Conditions:
+    """What a part of a commit demands, beside what is there."""
+
+    def __init__(self, connection: Connection, part: Part, now: float, lease: Lease | None) -> None:
+        """Read what the part concerns. A state that expired under its holder's hands is still whole for it."""
+        self._db = connection
+        self._part = part
+        self._now = now
+        self._state = load(connection, part.scope) or State(part.scope)
+        held = lease is not None and lease.scope == part.scope and part.birth == self._state.birth
+        self._alive = self._state.alive(now) or (held and self._state.number != 0)
+        self._fresh = part.clear or not self._alive
+        self._sections = set(self._state.sections)
+        self._found: dict[tuple[str, str], Found | None] = {}
+        self._counters: dict[tuple[str, str], int] = {}
+
+    def check(self, once: OnceRecord | None) -> None:
+        """Raise what forbids the part.
+
+        Raises:
+            ConflictError: a condition doesn't hold, or the idempotency key is known.
+            UnsupportedValueError: an increment of what is no counter.
+            ValueTooLargeError: a counter leaves 64 bits, or there are too many labels.
+        """
+        part, scope = self._part, self._part.scope
+        stamp, birth = (self._state.stamp, self._state.birth) if self._alive else (None, 0)
+        if part.birth is not ANY and part.birth != birth:
+            raise ConflictError(
+                f"{scope} was dropped, expired or made anew since it was read.",
+                scope=scope,
+                expected=part.birth,
+                found=birth,
+                what="birth",
+            )
+        if not isinstance(part.base, Keep) and part.base != stamp:
+            raise self._conflict(part.base, stamp, "the state")
+        for check in part.checks:
+            found = self._check_stamp(check) if self._alive else None
+            if found != check.stamp:
+                what = f"{check.name}/{check.key}" if check.kind == "entry" else check.name
+                raise self._conflict(check.stamp, found, what)
+        for edit in part.edits:
+            self._check_edit(edit.log, edit.position, edit.seq)
+        if part.increments:
+            self._add_up()
+        if not isinstance(part.labels, Keep) and len(part.labels) > MAX_LABELS:
+            raise ValueTooLargeError(f"{scope} takes at most {MAX_LABELS} labels.", scope=scope)
+        if once is not None and self._alive and known_once(self._db, self._state, once.key, self._now) is not None:
+            raise ConflictError(f"{once.key!r} is done already in {scope}.", scope=scope, what="once")
+
+    def _conflict(self, expected: Stamp | None, found: Stamp | None, what: str) -> ConflictError:
+        scope = self._part.scope
+        said = f"{what} of {scope} was {expected or 'absent'} when it was read and is {found or 'absent'} now."
+        return ConflictError(said, scope=scope, expected=expected, found=found, what=what)
+
+    def _check_stamp(self, check: Check) -> Stamp | None:
+        if check.kind == "entry":
+            found = self._find(check.name, check.key)
+            return Stamp(found.version, found.commit_id) if found is not None and found.live(self._now) else None
+        if check.kind == "section":
+            return self._state.sections.get(check.name)
+        log = self._state.logs.get(check.name)
+        return log.stamp if log else None
+
+    def _find(self, section: str, key: str) -> Found | None:
+        at = (section, key)
+        if at not in self._found:
+            row = None
+            if section in self._sections:
+                row = self._db.execute(FOUND, (self._state.number, section, key)).fetchone()
+            self._found[at] = None if row is None else Found(*row)
+        return self._found[at]
+
+    def _check_edit(self, log: str, position: int, seq: int) -> None:
+        part = self._part
+        first = max([trim.position for trim in part.trims if trim.log == log], default=position)
+        end = min([cut.position for cut in part.cuts if cut.log == log], default=position + 1)
+        found = None
+        if not self._fresh and first <= position < end:
+            sql = "SELECT seq FROM items WHERE scope = ? AND log = ? AND position = ?"
+            row = self._db.execute(sql, (self._state.number, log, position)).fetchone()
+            found = None if row is None else row[0]
+        if found != seq:
+            raise ConflictError(
+                f"Item {position} of {log} in {part.scope} is not the one that was read.",
+                scope=part.scope,
+                expected=seq,
+                found=found,
+                what=log,
+            )
+
+    def _add_up(self) -> None:
+        part = self._part
+        gone, put = set(part.deletes), {(one.section, one.key) for one in part.puts}
+        for section, key, by in part.increments:
+            at = (section, key)
+            if at not in self._counters:
+                found = None if self._fresh or at in gone else self._find(section, key)
+                live = found if found is not None and found.live(self._now) else None
+                if at in put or (live is not None and live.counter is None):
+                    raise UnsupportedValueError(
+                        f"{section}/{key} of {part.scope} is no counter.",
+                        path=key,
+                        remedy="Set it anew with increment only, or use update(key, fn).",
+                    )
+                self._counters[at] = (live.counter or 0) if live is not None else 0
+            self._counters[at] += by
+            if not -COUNTER_LIMIT <= self._counters[at] < COUNTER_LIMIT:
+                raise ValueTooLargeError(f"The counter {section}/{key} of {part.scope} would leave 64 bits.")

@@ -1,0 +1,114 @@
+"""An open SQLite state file: its two threads and its locks, and what a fork means for them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import weakref
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from agentstate.storage.oslock import MachineLocks
+from agentstate.storage.sqlite_worker import Job, Reader, Writer
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from pathlib import Path
+
+    from agentstate.storage.sqlite_schema import Connection
+
+__all__ = ["Engine"]
+
+LOCKS_SUFFIX = "-locks"
+
+Result = TypeVar("Result")
+
+_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+# A forked child must not close its parent's connections, not even by forgetting them.
+_inherited: list[object] = []
+
+
+class Engine:
+    """Takes jobs from any thread and event loop.
+
+    Attributes:
+        ready: the file is open, and not closed again.
+        forked: this process inherited it and can't use it.
+    """
+
+    def __init__(self, path: Path, *, durable: bool, clock: Callable[[], float], allow_network_fs: bool) -> None:
+        """Start the threads; they open the file, or make it."""
+
+        def make_locks() -> MachineLocks:
+            # One file under two names has one directory of locks.
+            return MachineLocks(os.path.realpath(path) + LOCKS_SUFFIX, allow_network_fs=allow_network_fs, clock=clock)
+
+        self.ready = False
+        self.forked = False
+        self.writer = Writer(path, durable=durable, make_locks=make_locks, now=clock())
+        self.reader = Reader(path, self.writer)
+        _engines.add(self)
+        self.writer.start()
+        self.reader.start()
+
+    @property
+    def locks(self) -> MachineLocks:
+        """The turns of this file's states."""
+        return self.writer.opened.result()
+
+    async def begin(self) -> None:
+        """Return when the file is open."""
+        await self.read(_nothing)
+        self.ready = True
+
+    def read(self, work: Callable[[Connection], Result]) -> Awaitable[Result]:
+        """Run ``work`` on the reading thread, in a read transaction."""
+        job: Job[Result, Result] = Job(work)
+        result = job.awaited()
+        self.reader.submit(job)
+        return result
+
+    def write(self, job: Job[Any, Result]) -> Awaitable[Result]:
+        """Run a job on the writing thread, in a write transaction."""
+        result = job.awaited()
+        self.writer.submit(job)
+        return result
+
+    def read_blocking(self, work: Callable[[Connection], Result]) -> Result:
+        """Do as `read`, for a thread that may wait."""
+        job: Job[Result, Result] = Job(work)
+        result = job.blocking()
+        self.reader.submit(job)
+        return result.result()
+
+    def write_blocking(self, job: Job[Any, Result]) -> Result:
+        """Do as `write`, for a thread that may wait."""
+        result = job.blocking()
+        self.writer.submit(job)
+        return result.result()
+
+    def stop(self) -> None:
+        """Let the threads end after what was handed over before; nobody waits for it."""
+        self.ready = False
+        if not self.forked:
+            self.reader.stop()
+            self.writer.stop()
+
+    async def close(self) -> None:
+        """Return when the threads have ended and the file is closed."""
+        self.stop()
+        for worker in (self.reader, self.writer):
+            await asyncio.shield(asyncio.wrap_future(worker.ended))
+
+
+def _nothing(connection: Connection) -> None:
+    pass
+
+
+def _forked() -> None:
+    for engine in list(_engines):
+        engine.ready, engine.forked = False, True
+        _inherited.extend((engine, engine.writer.connection, engine.reader.connection))
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)

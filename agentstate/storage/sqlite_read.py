@@ -1,0 +1,271 @@
+"""Reads of a SQLite state file. Each runs inside one read transaction, so it sees one commit's end."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Final
+
+import orjson
+
+from agentstate.storage.protocol import (
+    FAILURE_SECONDS,
+    JOURNAL_COUNT,
+    ONCE_SECONDS,
+    Entry,
+    EntryPage,
+    FeedItem,
+    JournalRecord,
+    LogItem,
+    LogPage,
+    OnceRecord,
+    Snapshot,
+    Stamp,
+    Wants,
+)
+from agentstate.storage.sqlite_rows import (
+    State,
+    damaged,
+    entry_crc,
+    item_of,
+    items_of,
+    load,
+    record_crc,
+    scope_of,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from agentstate.scope import StateScope
+    from agentstate.storage.sqlite_schema import Connection, Row
+
+__all__ = [
+    "failures",
+    "feed",
+    "find_item",
+    "journal",
+    "known_once",
+    "outcome",
+    "read_log",
+    "scan",
+    "snapshot",
+    "text_after",
+]
+
+ENTRIES: Final = "SELECT section, key, value, version, commit_id, expires, crc FROM entries WHERE scope = ?"
+ENTRY: Final = f"{ENTRIES} AND section = ? AND key = ?"
+ITEMS: Final = "SELECT seq, position, id, value, expires, mark, crc FROM items WHERE scope = ? AND log = ?"
+TAIL: Final = f"{ITEMS} AND position > ? ORDER BY position"
+RANGE: Final = f"{ITEMS} AND position >= ? AND position < ? ORDER BY position"
+ITEM: Final = f"{ITEMS} AND id = ? AND mark = 1"
+ONCE: Final = "SELECT key, fingerprint, commit_id, result, at, crc FROM once WHERE scope = ? AND key = ? AND at > ?"
+JOURNAL: Final = (
+    "SELECT place, version, commit_id, at, record, ranges, removed, crc FROM journal "
+    "WHERE scope = ? AND version > ? AND record IS NOT NULL ORDER BY version LIMIT ?"
+)
+REMOVED: Final = "SELECT log, seq, position, id, value, expires, mark, crc FROM removed WHERE place = ? ORDER BY number"
+OUTCOME: Final = """
+SELECT j.version FROM scopes s JOIN journal j ON j.scope = s.number
+    WHERE s.tenant = ?1 AND s.kind = ?2 AND s.id = ?3 AND j.commit_id = ?4
+UNION ALL SELECT j.version FROM tombstones t JOIN journal j ON j.scope = -t.number
+    WHERE t.tenant = ?1 AND t.kind = ?2 AND t.id = ?3 AND j.commit_id = ?4 AND j.version IS NOT NULL
+LIMIT 1"""
+FEED: Final = """
+SELECT j.place, coalesce(s.tenant, t.tenant), coalesce(s.kind, t.kind), coalesce(s.id, t.id),
+    j.version, j.commit_id, j.at
+FROM journal j LEFT JOIN scopes s ON s.number = j.scope LEFT JOIN tombstones t ON t.number = -j.scope
+WHERE j.place > ? ORDER BY j.place LIMIT ?"""
+
+
+def snapshot(connection: Connection, scope: StateScope, wants: Wants, now: float, once: str | None) -> Snapshot:
+    """Return what was wanted of a state."""
+    state = load(connection, scope)
+    if state is None or not state.alive(now):
+        return Snapshot(scope=scope, now=now)
+    complete = state.entry_bytes <= wants.inline_bytes
+    entries = _entries(connection, state, wants, now) if complete else {}
+    for section, key in wants.keys:
+        if (section, key) not in entries and section in state.sections:
+            _collect(scope, connection.execute(ENTRY, (state.number, section, key)), entries, now)
+    logs = {name: log.view() for name, log in state.logs.items()}
+    for name, count in wants.tails:
+        log = state.logs.get(name)
+        if log is not None and count > 0:
+            first = max(log.first, log.head - count + 1)
+            rows = connection.execute(TAIL, (state.number, name, first - 1))
+            logs[name] = log.view(items_of(scope, name, rows, first, log.head))
+    return Snapshot(
+        scope=scope,
+        now=now,
+        stamp=state.stamp,
+        birth=state.birth,
+        owner=state.owner,
+        parent=state.parent,
+        labels=state.labels,
+        created_at=state.created,
+        updated_at=state.updated,
+        expires_at=state.expires,
+        entries=entries,
+        complete=complete,
+        sections=state.sections,
+        logs=logs,
+        entry_bytes=state.entry_bytes,
+        once=known_once(connection, state, once, now) if once is not None else None,
+    )
+
+
+def _entries(connection: Connection, state: State, wants: Wants, now: float) -> dict[tuple[str, str], Entry]:
+    found: dict[tuple[str, str], Entry] = {}
+    size = _collect(state.scope, connection.execute(ENTRIES, (state.number,)), found, now)
+    if size != state.entry_bytes:
+        raise damaged(state.scope, "the count of its entries' bytes")
+    if wants.sections is None:
+        return found
+    return {at: entry for at, entry in found.items() if at[0] in wants.sections}
+
+
+def _collect(scope: StateScope, rows: Iterable[Row], into: dict[tuple[str, str], Entry], now: float) -> int:
+    """Take the live entries in, and return the bytes of all, live or not."""
+    size = 0
+    for section, key, value, version, commit_id, expires, crc in rows:
+        stamp = Stamp(version, commit_id)
+        if entry_crc(section, key, value, stamp, expires) != crc:
+            raise damaged(scope, f"{section}/{key}")
+        size += len(key) + (8 if isinstance(value, int) else len(value))
+        if expires is None or expires > now:
+            into[section, key] = Entry(value, stamp, expires)
+    return size
+
+
+def known_once(connection: Connection, state: State, key: str, now: float) -> OnceRecord | None:
+    """Return what an idempotency key did, within its retention."""
+    row = connection.execute(ONCE, (state.number, key, now - ONCE_SECONDS)).fetchone()
+    if row is None:
+        return None
+    if record_crc(row[3], *row[:3], row[4]) != row[5]:
+        raise damaged(state.scope, f"what its idempotency key {key!r} did")
+    return OnceRecord(*row[:5])
+
+
+def _live(connection: Connection, scope: StateScope, now: float) -> State | None:
+    state = load(connection, scope)
+    return state if state is not None and state.alive(now) else None
+
+
+def read_log(
+    connection: Connection,
+    scope: StateScope,
+    name: str,
+    now: float,
+    *,
+    start: int | None,
+    end: int | None,
+    limit: int | None,
+) -> LogPage:
+    """Return a page of a log; see `Storage.read_log`."""
+    state = _live(connection, scope, now)
+    log = state.logs.get(name) if state is not None else None
+    if state is None or log is None:
+        return LogPage(None, ())
+    low = log.first if start is None else max(start, log.first)
+    high = log.head + 1 if end is None else min(end, log.head + 1)
+    if limit is not None and start is not None:
+        high = min(high, low + limit)
+    elif limit is not None:
+        low = max(low, high - limit)
+    rows = connection.execute(RANGE, (state.number, name, low, high)) if low < high else ()
+    return LogPage(log.view(), items_of(scope, name, rows, low, high - 1))
+
+
+def find_item(connection: Connection, scope: StateScope, log: str, name: str, now: float) -> LogItem | None:
+    """Return the item with a unique id."""
+    state = _live(connection, scope, now)
+    row = connection.execute(ITEM, (state.number, log, name)).fetchone() if state is not None else None
+    return None if row is None else item_of(scope, log, row)
+
+
+def scan(
+    connection: Connection,
+    scope: StateScope,
+    section: str,
+    now: float,
+    *,
+    prefix: str,
+    cursor: str | None,
+    limit: int,
+) -> EntryPage:
+    """Return live entries in the order of their keys."""
+    state = _live(connection, scope, now)
+    if state is None:
+        return EntryPage((), None)
+    conditions, values = ["section = ?", "(expires IS NULL OR expires > ?)"], [state.number, section, now]
+    if prefix:
+        conditions.append("key >= ?")
+        values.append(prefix)
+        if (after := text_after(prefix)) is not None:
+            conditions.append("key < ?")
+            values.append(after)
+    if cursor is not None:
+        conditions.append("key > ?")
+        values.append(cursor)
+    found: dict[tuple[str, str], Entry] = {}
+    sql = f"{ENTRIES} AND {' AND '.join(conditions)} ORDER BY key LIMIT ?"
+    _collect(scope, connection.execute(sql, (*values, limit + 1)), found, now)
+    page = [(key, entry) for (_, key), entry in found.items()]
+    return EntryPage(tuple(page[:limit]), page[limit - 1][0] if len(page) > limit else None)
+
+
+def text_after(prefix: str) -> str | None:
+    """Return the least text greater than every text with this prefix; ``None`` if there is none."""
+    stem = prefix.rstrip(chr(sys.maxunicode))
+    if not stem:
+        return None
+    # Surrogates are no characters: what follows U+D7FF is U+E000.
+    following = "\ue000" if stem[-1] == "\ud7ff" else chr(ord(stem[-1]) + 1)
+    return stem[:-1] + following
+
+
+def outcome(connection: Connection, scope: StateScope, commit_id: int) -> Stamp | None:
+    """Return the stamp a commit made, as long as the journal knows it."""
+    row = connection.execute(OUTCOME, (scope.tenant, scope.kind, scope.id, commit_id)).fetchone()
+    return None if row is None else Stamp(row[0], commit_id)
+
+
+def journal(connection: Connection, scope: StateScope, now: float, after: int, limit: int) -> tuple[JournalRecord, ...]:
+    """Return the records of a live state after a version."""
+    state = _live(connection, scope, now)
+    if state is None:
+        return ()
+    after = max(after, state.version - JOURNAL_COUNT)
+    rows = connection.execute(JOURNAL, (state.number, after, limit)).fetchall()
+    return tuple(_record(connection, scope, row) for row in rows)
+
+
+def _record(connection: Connection, scope: StateScope, row: Row) -> JournalRecord:
+    place, version, commit_id, at, record, ranges, with_removed, crc = row
+    if record_crc(record, version, commit_id, at, ranges) != crc:
+        raise damaged(scope, f"the journal record of version {version}")
+    removed: dict[str, list[LogItem]] = {}
+    if with_removed:
+        for log, *item in connection.execute(REMOVED, (place,)):
+            removed.setdefault(log, []).append(item_of(scope, log, tuple(item)))
+    told = {name: (first, last) for name, (first, last) in orjson.loads(ranges).items()} if ranges else {}
+    gone = {name: tuple(items) for name, items in removed.items()}
+    return JournalRecord(Stamp(version, commit_id), at, record, told, gone)
+
+
+def failures(connection: Connection, scope: StateScope, now: float) -> tuple[bytes, ...]:
+    """Return what failed turns left, oldest first."""
+    sql = "SELECT record, at, crc FROM failures WHERE address = ? AND at > ? ORDER BY number"
+    found = connection.execute(sql, (scope.text, now - FAILURE_SECONDS)).fetchall()
+    if any(record_crc(record, at) != crc for record, at, crc in found):
+        raise damaged(scope, "the record of a failed turn")
+    return tuple(record for record, _, _ in found)
+
+
+def feed(connection: Connection, after: str | None, limit: int) -> tuple[FeedItem, ...]:
+    """Return commits in commit order."""
+    return tuple(
+        FeedItem(str(place), scope_of(tenant, kind, name), None if version is None else Stamp(version, commit_id), at)
+        for place, tenant, kind, name, version, commit_id, at in connection.execute(FEED, (int(after or 0), limit))
+    )

@@ -1,0 +1,187 @@
+"""How a state stands in rows: its one row of ``scopes`` decoded, and what vouches for each row.
+
+A CRC covers what SQLite itself doesn't guard, the bytes inside a page: a bit that flipped
+there is found when the row is read, and reported instead of believed.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+import orjson
+
+from agentstate.errors import DamagedStateError
+from agentstate.scope import StateScope
+from agentstate.storage.protocol import LogItem, LogView, ScopeInfo, Stamp
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from agentstate.storage.sqlite_schema import Connection, Row
+
+__all__ = ["Log", "State", "damaged", "entry_crc", "item_crc", "item_of", "items_of", "load", "record_crc", "scope_of"]
+
+COLUMNS: Final = (
+    "number, version, commit_id, birth, updated, expires, entry_bytes, heads, crc, created, owner, parent, labels"
+)
+LOAD: Final = f"SELECT {COLUMNS} FROM scopes WHERE tenant = ? AND kind = ? AND id = ?"  # noqa: S608
+UNIQUE: Final = 1
+SWEPT: Final = 2
+
+
+@dataclass(slots=True)
+class Log:
+    """The head of a log."""
+
+    stamp: Stamp
+    first: int = 1
+    head: int = 0
+    next_seq: int = 1
+    size: int = 0
+
+    def view(self, items: tuple[LogItem, ...] = ()) -> LogView:
+        """Return it as callers see it."""
+        return LogView(self.first, self.head, self.next_seq, self.stamp, self.size, items)
+
+
+@dataclass(slots=True)
+class State:
+    """A state's row. ``number`` is 0 for a state that has none yet; ``once_count`` counts its keys ever."""
+
+    scope: StateScope
+    number: int = 0
+    version: int = 0
+    commit_id: int = 0
+    birth: int = 0
+    updated: float = 0.0
+    expires: float | None = None
+    entry_bytes: int = 0
+    created: float = 0.0
+    owner: str | None = None
+    parent: str | None = None
+    labels: dict[str, str] = field(default_factory=dict[str, str])
+    sections: dict[str, Stamp] = field(default_factory=dict[str, Stamp])
+    logs: dict[str, Log] = field(default_factory=dict[str, Log])
+    once_count: int = 0
+
+    @property
+    def stamp(self) -> Stamp:
+        """The stamp of its last commit."""
+        return Stamp(self.version, self.commit_id)
+
+    def alive(self, now: float) -> bool:
+        """Whether it exists and has not expired."""
+        return self.number != 0 and (self.expires is None or self.expires > now)
+
+    def info(self) -> ScopeInfo:
+        """Return what a listing says."""
+        lengths = {name: log.head - log.first + 1 for name, log in self.logs.items()}
+        return ScopeInfo(
+            self.scope,
+            self.stamp,
+            self.owner,
+            self.created,
+            self.updated,
+            self.expires,
+            self.labels,
+            self.entry_bytes,
+            lengths,
+        )
+
+    def pack_heads(self) -> str:
+        """Return the stamps of sections and the heads of logs as JSON."""
+        logs = {name: (log.first, log.head, log.next_seq, *log.stamp, log.size) for name, log in self.logs.items()}
+        sections = {name: (*stamp,) for name, stamp in self.sections.items()}
+        return orjson.dumps({"s": sections, "l": logs, "o": self.once_count}).decode()
+
+    def pack_labels(self) -> str | None:
+        """Return the labels as JSON."""
+        return orjson.dumps(self.labels).decode() if self.labels else None
+
+    def crc(self, heads: str) -> int:
+        """Return what vouches for the row."""
+        times = f"{self.created} {self.updated} {self.expires}"
+        told = f"{self.version} {self.commit_id} {self.birth} {self.entry_bytes} {times} {heads}"
+        if self.owner is not None or self.parent is not None or self.labels:
+            told += f" {self.owner!r} {self.parent!r} {self.pack_labels()}"
+        return zlib.crc32(told.encode("utf-8", "surrogatepass"))
+
+
+def load(connection: Connection, scope: StateScope) -> State | None:
+    """Return the row of a state, expired or not."""
+    row = connection.execute(LOAD, (scope.tenant, scope.kind, scope.id)).fetchone()
+    return None if row is None else unpack(scope, row)
+
+
+def unpack(scope: StateScope, row: Row) -> State:
+    """Return a row of `COLUMNS` as a state.
+
+    Raises:
+        DamagedStateError: the row is not what was written.
+    """
+    number, version, commit_id, birth, updated, expires, entry_bytes, heads, crc, created, owner, parent, labels = row
+    state = State(scope, number, version, commit_id, birth, updated, expires, entry_bytes, created, owner, parent)
+    try:
+        if labels is not None:
+            state.labels = orjson.loads(labels)
+        packed = orjson.loads(heads)
+        state.sections = {name: Stamp(*stamp) for name, stamp in packed["s"].items()}
+        for name, (first, head, next_seq, at, by, size) in packed["l"].items():
+            state.logs[name] = Log(Stamp(at, by), first, head, next_seq, size)
+        state.once_count = packed["o"]
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise damaged(scope, "its heads") from error
+    if state.crc(heads) != crc:
+        raise damaged(scope, "its row")
+    return state
+
+
+def scope_of(tenant: str, kind: str, name: str) -> StateScope:
+    """Return the scope of a row; ``name`` is what `StateScope.id` was."""
+    if kind == "step":
+        return StateScope.make(kind, *StateScope.parse(f"step:{name}").ids, tenant=tenant)
+    return StateScope(kind, (name,) if name else (), tenant)
+
+
+def entry_crc(section: str, key: str, value: bytes | int, stamp: tuple[int, int], expires: float | None) -> int:
+    """Return what vouches for an entry."""
+    told = f"{section}\0{key}\0{stamp[0]} {stamp[1]} {expires}".encode("utf-8", "surrogatepass")
+    return zlib.crc32(b"%d" % value if isinstance(value, int) else value, zlib.crc32(told))
+
+
+def item_crc(log: str, item: LogItem, mark: int) -> int:
+    """Return what vouches for an item of a log."""
+    told = f"{log}\0{item.position} {item.seq} {mark} {item.expires_at}\0{item.id}".encode("utf-8", "surrogatepass")
+    return zlib.crc32(item.value, zlib.crc32(told))
+
+
+def record_crc(data: bytes | None, *told: object) -> int:
+    """Return what vouches for a record that is kept as it came, and for what stands beside it."""
+    return zlib.crc32(data or b"", zlib.crc32("\0".join(map(str, told)).encode("utf-8", "surrogatepass")))
+
+
+def item_of(scope: StateScope, log: str, row: Row) -> LogItem:
+    """Return the item of a row ``seq, position, id, value, expires, mark, crc``."""
+    item = LogItem(*row[:5])
+    if item_crc(log, item, row[5]) != row[6]:
+        raise damaged(scope, f"item {item.position} of {log}")
+    return item
+
+
+def items_of(scope: StateScope, log: str, rows: Iterable[Row], first: int, last: int) -> tuple[LogItem, ...]:
+    """Return the items of rows that must be those from position ``first`` to ``last``, all of them."""
+    items = tuple([item_of(scope, log, row) for row in rows])
+    if len(items) != max(last - first + 1, 0):
+        raise damaged(scope, f"{log}, which lacks items,")
+    return items
+
+
+def damaged(scope: StateScope, what: str) -> DamagedStateError:
+    """Return the error for bytes of a state that are not what was written."""
+    return DamagedStateError(
+        f"{scope} is damaged: {what} can't be what was written.",
+        scope=scope,
+        remedy="Restore the state file from a backup; nothing was overwritten.",
+    )
