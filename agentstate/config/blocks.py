@@ -1,7 +1,8 @@
 """From a block of the file, the environment or the decorator's arguments to a `Layer`.
 
-All three hold the same names. Here variables are filled in, ``config:`` is unfolded, a URL's
-query and a named service become options, and the backend is told from the URL's scheme.
+All three hold the same names; ``storage`` is another one for ``backend``. Here variables are
+filled in, ``config:`` is unfolded, a URL's query and a named service become options, and the
+backend is told from the URL's scheme.
 """
 
 from __future__ import annotations
@@ -38,16 +39,13 @@ class Reader:
         self.faults: list[ConfigError] = []
 
     def arguments(self, given: Mapping[str, object], source: str) -> Layer:
-        """Return the layer of a call's arguments.
-
-        ``storage`` is another name for ``backend``, and may be a storage itself.
-        """
+        """Return the layer of a call's arguments; ``storage`` may be a storage itself."""
         raw = dict[str, Raw]()
         own = given.get("storage")
         for key, value in given.items():
             if key != "storage" or value is not own or isinstance(own, str):
                 origin = Origin(source, f"{source}: {key}", Path.cwd())
-                self._add(raw, "backend" if key == "storage" else key, value, origin)
+                self._add(raw, key, value, origin)
         layer = self._layer(raw, self._environ)
         if own is not None and not isinstance(own, str):
             origin = Origin(source, f"{source}: storage", Path.cwd())
@@ -65,7 +63,7 @@ class Reader:
         for name, value in self._environ.items():
             key = name.removeprefix(PREFIX).lower()
             if name.startswith(PREFIX) and value and key not in RESERVED:
-                raw[key] = Raw(value, Origin(f"environment {name}", f"environment: {name}", Path.cwd()))
+                self._add(raw, key, value, Origin(f"environment {name}", f"environment: {name}", Path.cwd()))
         layer = self._layer(raw, None)
         layer.lenient = True
         return layer
@@ -91,6 +89,7 @@ class Reader:
             for inner, one in cast("dict[str, object]", value).items():
                 self._add(into, inner, one, origin)
             return
+        key = "backend" if key == "storage" else key
         try:
             written = plain(value)
         except ValueError as error:
@@ -150,7 +149,11 @@ class Reader:
 
     def _servicefilled_in(self, node: Node, path: str) -> Value:
         origin = cast("Document", self._document).origin(node, path)
-        return filled_in(Raw(plain(node), origin), self._environ)._replace(bound=True)
+        try:
+            written = plain(node)
+        except ValueError as error:
+            raise ConfigError(f"{origin.where}: {error}.") from None
+        return filled_in(Raw(written, origin), self._environ)._replace(bound=True)
 
     def _scheme_backend(self, url: Value) -> str:
         try:

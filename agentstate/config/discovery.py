@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from agentstate.config.blocks import PREFIX, Reader
 from agentstate.config.document import Document, load
-from agentstate.config.handlers import HandlerBlock, blocks_for, handler_blocks, repeated_sections, state_section
+from agentstate.config.handlers import HandlerBlock, blocks_for, handler_blocks, repeated_keys, state_section
 from agentstate.config.layers import Backends, merge
 from agentstate.errors import ConfigError
 
@@ -79,7 +79,7 @@ class Configuration:
         layers = [reader.arguments(given or {}, source)]
         try:
             if self.document:
-                reader.faults += repeated_sections(self.document)
+                reader.faults += repeated_keys(self.document)
                 layers += [reader.block(block.node, block.path) for block in blocks_for(self.document, names)]
                 section = state_section(self.document)
                 layers += [reader.block(*section)] if section else []

@@ -21,9 +21,11 @@ from agentstate.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-__all__ = ["HandlerBlock", "blocks_for", "handler_blocks", "repeated_sections", "state_section"]
+__all__ = ["HandlerBlock", "blocks_for", "handler_blocks", "repeated_keys", "state_section"]
 
 SECTIONS: Final = ("state", "state_management")
+HOLDERS: Final = ("handlers", "skills", "plugins")
+BLOCKS: Final = ("state", "state_override", "capabilities")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +59,18 @@ def state_section(document: Document) -> tuple[Node, str] | None:
     return found[0] if found else None
 
 
-def repeated_sections(document: Document) -> list[ConfigError]:
-    """Return an error for each of our sections that the file holds twice; the first would be lost."""
-    ours = {*SECTIONS, "handlers", "skills", "plugins", "services"}
+def repeated_keys(document: Document) -> list[ConfigError]:
+    """Return an error for each section, handler or block that the file holds twice; the first would be lost."""
+    root = document.root
+    found = [(key, line) for key, line in root.repeated if key in {*SECTIONS, *HOLDERS, "services"}]
+    for section in HOLDERS:
+        holder = (root.mapping or {}).get(section) or Node(0)
+        found += [(f"{section}.{key}", line) for key, line in holder.repeated]
+        for path, _, entry in _entries(root, section, ()):
+            found += [(f"{path}.{key}", line) for key, line in entry.repeated if key in BLOCKS]
     return [
         ConfigError(f"{document.origin(Node(line), key).where}: the key stands twice.", remedy="Join the two.")
-        for key, line in document.root.repeated
-        if key in ours
+        for key, line in found
     ]
 
 

@@ -30,6 +30,7 @@ services:
     config: {url: "valkey://cache:6379", db: 1, max_connections: 20, eviction: lru, password: "${CACHE_PASSWORD:pw}"}
   direct: {type: database, url: "valkey://direct:6379", username: u}
   nourl: {type: cache, config: {db: 1}}
+  tagged: {url: "valkey://h", db: !vault x}
 """
 
 
@@ -58,7 +59,8 @@ def test_another_url_leaves_the_services_password_behind(effective):
     ("block", "said"),
     [
         ("{service: valky}", "state.service: there is no service 'valky'. Did you mean 'valkey'?"),
-        ("{service: nourl}", "services.nourl.config: has no url, which agent_config.yaml:7 state.service needs"),
+        ("{service: tagged}", "services.tagged.db: can't be read: could not determine a constructor"),
+        ("{service: nourl}", "services.nourl.config: has no url, which agent_config.yaml:8 state.service needs"),
         ("{service: valkey, url: 'valkey://h'}", "state.service: a service and a url"),
         ("{service: valkey, backend: file}", "disagrees with the url"),
         ("{service: 3}", "must be text"),

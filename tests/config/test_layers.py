@@ -113,6 +113,13 @@ def test_environment_alone(effective, monkeypatch):
         effective("")
 
 
+def test_storage_is_another_name_for_backend(effective, monkeypatch):
+    """In the file and the environment as in the decorator."""
+    assert effective("state: {storage: memory}").settings.backend == "memory"
+    monkeypatch.setenv("AGENTSTATE_STORAGE", "file")
+    assert effective("").settings.backend == "file"
+
+
 def test_the_url_decides_the_backend(effective):
     """By its scheme, alone or beside the same backend."""
     assert effective("state: {url: 'redis://h:6379'}").settings.backend == "valkey"
@@ -169,6 +176,17 @@ def test_the_url_decides_the_backend(effective):
         ("state: {ttl: 1, config: {ttl: 2}}", {}, "state.config.ttl: disagrees with agent_config.yaml:1 state.ttl"),
         ("state:\n  ttl: 1\n  ttl: 2\n", {}, "agent_config.yaml:3: state.ttl: the key stands twice"),
         ("state: {ttl: 1}\nx: 1\nstate: {ttl: 2}\n", {}, "agent_config.yaml:3: state: the key stands twice"),
+        ("handlers:\n  a: {state: {}}\n  a: {}\n", {}, "agent_config.yaml:3: handlers.a: the key stands twice"),
+        (
+            "skills:\n  - name: a\n    state: {ttl: 1}\n    state: {}\n",
+            {},
+            "agent_config.yaml:4: skills[0].state: the key",
+        ),
+        (
+            "state: {storage: valkey, backend: file}",
+            {},
+            "state.backend: disagrees with agent_config.yaml:1 state.storage",
+        ),
         ("state: [ttl]", {}, "agent_config.yaml:1: state: must be a mapping of settings, not a list"),
         ("state: memory", {}, "must be a mapping of settings, not text"),
         ("state: {config: 3}", {}, "state.config: must be a mapping of settings, not a number"),
