@@ -9,9 +9,9 @@ from agentstate import codec
 from agentstate.context import ConversationContext
 from agentstate.errors import ContextIdError
 from agentstate.handling import Request, in_turn
+from agentstate.ids import CONTEXT_NAMES, context_id_of
 from agentstate.principal import of_call
 from agentstate.scope import StateScope, check_id
-from agentstate.ids import CONTEXT_NAMES, context_id_of
 from agentstate.text import message_text
 
 if TYPE_CHECKING:

@@ -7,13 +7,13 @@ turns; a call that reads before it writes is tried again when somebody else came
 
 from __future__ import annotations
 
-import random
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 from agentstate.context_listing import ContextInfo, ContextPage, cleanup, list_page
 from agentstate.conversation import Conversation
 from agentstate.errors import ConflictError, ContextNotFoundError, UnsupportedValueError
 from agentstate.models import ConversationState, Message
+from agentstate.randomness import random_bits
 from agentstate.scope import StateScope
 from agentstate.state import history
 from agentstate.state.buffer import MISSING
@@ -454,7 +454,7 @@ async def _pause(tried: int) -> None:
     """Wait a little, so that contenders don't meet again and again."""
     import asyncio
 
-    await asyncio.sleep(random.random() * 0.001 * 2 ** min(tried, 6))  # noqa: S311 - jitter, not a secret
+    await asyncio.sleep(random_bits(10) / 2**20 * 2 ** min(tried, 6))
 
 
 async def _get_many(frame: Frame, scope: StateScope, section: str, keys: Sequence[str] | None) -> dict[str, Any]:

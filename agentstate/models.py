@@ -8,15 +8,14 @@ values that its turn watches.
 from __future__ import annotations
 
 import functools
-import os
 import time
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
-from random import Random
 from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, TypeVar, overload
 
 from agentstate import codec
 from agentstate.errors import DamagedStateError, UnsupportedValueError
+from agentstate.randomness import random_bits
 from agentstate.scope import check_id
 
 if TYPE_CHECKING:
@@ -278,15 +277,9 @@ for _name in ("__setitem__", "__delitem__", "__ior__", "clear", "pop", "popitem"
     setattr(_Fixed, _name, _refuse_change)
 
 
-# Of our own, because an application that seeds the shared generator would get the same ids again.
-_dice: Final = Random()  # noqa: S311 - ids are no secrets
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_dice.seed)
-
-
 def new_id() -> str:
     """Return a random id: 96 bits as 24 hexadecimal digits."""
-    return f"{_dice.getrandbits(96):024x}"
+    return f"{random_bits(96):024x}"
 
 
 def utc_now_iso(now: float) -> str:

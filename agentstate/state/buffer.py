@@ -238,8 +238,7 @@ class Buffer:
             UnsavedChangeError: one was, and ``autosave`` is off.
         """
         for at, (value, data) in list(self._handed.items()):
-            now = codec.encode(value)
-            if now == data:
+            if not codec.changed(value, data):
                 continue
             if not autosave:
                 raise UnsavedChangeError(
@@ -247,6 +246,7 @@ class Buffer:
                     key=at[1],
                     remedy=f"Call set_variable(..., {at[1]!r}, value) after changing it, or use autosave=True.",
                 )
+            now = codec.encode(value)
             ttl = self.written[at].ttl if at in self.written else None
             self.written[at] = _Written(now, ttl)
             self._handed[at] = (value, now)

@@ -15,7 +15,6 @@ from __future__ import annotations
 import asyncio
 import time
 from contextvars import ContextVar
-from random import getrandbits
 from typing import TYPE_CHECKING, Any
 
 from agentstate.errors import (
@@ -26,6 +25,7 @@ from agentstate.errors import (
     TurnTimeoutError,
     UnsupportedError,
 )
+from agentstate.randomness import random_bits
 from agentstate.state.buffer import MISSING, Buffer
 from agentstate.storage.protocol import Wants
 
@@ -48,7 +48,7 @@ current: ContextVar[Frame | None] = ContextVar("agentstate_frame", default=None)
 
 def new_id() -> int:
     """Return a random id: 63 bits, never zero. A forked child draws other ones."""
-    return getrandbits(63) or 1
+    return random_bits(63) or 1
 
 
 class Turn:
