@@ -1,0 +1,83 @@
+"""What is looked at once, when a store is opened: its format, and whether the server keeps its word."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from agentstate.errors import ConfigError, NewerFormatError
+from agentstate.storage.valkey.decode import record_of
+from agentstate.storage.valkey.faults import ServerError, from_server
+from agentstate.storage.valkey.keys import PARTITIONS, store_key
+
+if TYPE_CHECKING:
+    from agentstate.storage.valkey.connections import LoopConnections
+    from agentstate.storage.valkey.options import ValkeyOptions
+
+__all__ = ["FORMAT", "Admission", "admit"]
+
+FORMAT = 1
+SETTINGS = ("maxmemory", "maxmemory-policy", "appendonly", "appendfsync")
+
+
+class Admission(NamedTuple):
+    """What was found. ``survives_power_loss``: as far as the server, or else the user, says so."""
+
+    partitions: int
+    survives_power_loss: bool
+
+
+async def admit(here: LoopConnections, options: ValkeyOptions) -> Admission:
+    """Check a server, and write the store's record when there is none yet.
+
+    Raises:
+        NewerFormatError: a newer release wrote this store.
+        ConfigError: the server may forget what it acknowledged, and that wasn't allowed.
+    """
+    settings = await _settings(here)
+    _check_eviction(settings, options)
+    synced = settings.get("appendonly") == "yes" and settings.get("appendfsync") == "always"
+    if options.durability == "full" and settings and not synced:
+        raise ConfigError(
+            f"durability='full', but {options.location} has appendonly {settings.get('appendonly')} and "
+            f"appendfsync {settings.get('appendfsync')}.",
+            remedy="Set appendonly yes and appendfsync always in valkey.conf, or durability='server'.",
+        )
+    partitions = await _partitions(here, options)
+    return Admission(partitions, synced or (options.durability == "full" and not settings))
+
+
+async def _settings(here: LoopConnections) -> dict[str, str]:
+    """Return the server's settings; none when we may not see them, as is usual for hosted servers."""
+    replies = await here.ask_all([("CONFIG", "GET", one) for one in SETTINGS], errors=True)
+    if any(isinstance(reply, ServerError) for reply in replies):
+        return {}
+    return {pair[0].decode(): pair[1].decode() for pair in replies if pair}
+
+
+def _check_eviction(settings: dict[str, str], options: ValkeyOptions) -> None:
+    policy, limit = settings.get("maxmemory-policy", "noeviction"), settings.get("maxmemory", "0")
+    if policy == "noeviction" or limit == "0" or options.allow_eviction:
+        return
+    raise ConfigError(
+        f"{options.location} has maxmemory-policy {policy}: it drops states when its memory is full.",
+        remedy="Set maxmemory-policy noeviction, or allow_eviction=True if states may be lost.",
+    )
+
+
+async def _partitions(here: LoopConnections, options: ValkeyOptions) -> int:
+    key = store_key(options.key_prefix)
+    (flat,) = await here.ask_all([("HGETALL", key)])
+    if not flat:
+        made: list[Any] = [("HSETNX", key, "format", FORMAT), ("HSETNX", key, "partitions", PARTITIONS)]
+        *replies, flat = await here.ask_all([*made, ("HGETALL", key)], errors=True)
+        for reply in replies:
+            if isinstance(reply, ServerError):
+                raise from_server(reply, options.location) from reply
+    record = record_of(flat)
+    if int(record[b"format"]) > FORMAT:
+        raise NewerFormatError(
+            f"The store {options.key_prefix!r} at {options.location} has format {int(record[b'format'])}; "
+            f"this release writes {FORMAT}.",
+            remedy="Upgrade agentstate here.",
+        )
+    return int(record[b"partitions"])

@@ -1,0 +1,159 @@
+"""Sending a commit, and what its replies mean.
+
+A commit whose reply was lost may have been done. It is sent again, on a new connection, until
+it is answered: the script does a commit id only once, and answers for it again, for at least
+30 seconds. What isn't decided by the deadline, well before that, is a `CommitUnknownError`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from agentstate.errors import (
+    CommitUnknownError,
+    ConflictError,
+    LeaseLostError,
+    StorageError,
+    StorageFullError,
+    StorageUnavailableError,
+    UnsupportedValueError,
+    ValueTooLargeError,
+)
+from agentstate.storage.valkey.decode import committed_of, lacking, plain_name, stamp_of
+from agentstate.storage.valkey.encode import touched_counters, touched_logs
+from agentstate.storage.valkey.faults import LostError, unreachable
+from agentstate.storage.valkey.scripts import script
+
+if TYPE_CHECKING:
+    from agentstate.storage.protocol import Committed, Part
+    from agentstate.storage.valkey.connections import LoopConnections
+    from agentstate.storage.valkey.encode import Argument
+
+__all__ = ["commit_part"]
+
+DECIDED_WITHIN = 10.0
+FIRST_PAUSE = 0.02
+LAST_PAUSE = 0.5
+RESENT = 1
+FIELDS = 14
+
+
+async def commit_part(
+    here: LoopConnections, key: bytes, part: Part, commit_id: int, arguments: list[Argument]
+) -> Committed:
+    """Commit one part and return what became of it.
+
+    Raises:
+        StateError: see `Storage.commit`.
+    """
+    try:
+        reply = await here.run(script("commit"), key, *arguments)
+    except LostError as lost:
+        if not lost.sent:
+            raise unreachable(here.location, lost) from lost
+        reply = await _find_out(here, key, part, commit_id, arguments)
+    if reply[0] in (b"ok", b"dropped", b"again"):
+        return committed_of(part.scope, reply, commit_id, touched_logs(part), touched_counters(part))
+    raise _refusal(part, reply, arguments)
+
+
+async def _find_out(here: LoopConnections, key: bytes, part: Part, commit_id: int, arguments: list[Argument]) -> Any:
+    deadline = here.loop.time() + DECIDED_WITHIN
+    arguments[RESENT] = "1"
+    pause = FIRST_PAUSE
+    while True:
+        try:
+            return await here.run(script("commit"), key, *arguments)
+        except StorageFullError:
+            raise  # The script was asked, didn't know this commit, and couldn't make it.
+        except (LostError, StorageUnavailableError) as error:
+            if here.loop.time() + pause > deadline:
+                raise _unknown(here, part, commit_id, error) from error
+        except StorageError as error:
+            raise _unknown(here, part, commit_id, error) from error
+        await asyncio.sleep(pause)
+        pause = min(pause * 2, LAST_PAUSE)
+
+
+def _unknown(here: LoopConnections, part: Part, commit_id: int, error: Exception) -> CommitUnknownError:
+    return CommitUnknownError(
+        f"Valkey at {here.location} was lost while {part.scope} was committed ({error}).",
+        commit_id=commit_id,
+        scope=part.scope,
+        remedy="Ask storage.outcome(scope, commit_id) when the server is back.",
+    )
+
+
+def _refusal(part: Part, reply: list[Any], arguments: list[Argument]) -> Exception:
+    scope = part.scope
+    what, *said = (one.decode() for one in reply)
+    if what == "lost":
+        return LeaseLostError(
+            f"Another holder took the turn of {scope}; nothing was stored.",
+            scope=scope,
+            remedy="Run the handler again, and keep it shorter than its lease can be renewed.",
+        )
+    if what == "damaged":
+        return lacking(scope, reply[1])
+    if what == "edited":
+        log, position, found = plain_name(reply[1]), int(said[1]), said[2]
+        expected = next(one.seq for one in part.edits if (one.log, one.position) == (log, position))
+        return ConflictError(
+            f"Item {position} of {log} in {scope} is not the one that was read.",
+            scope=scope,
+            expected=expected,
+            found=None if found == "-" else int(found),
+            what=log,
+        )
+    if what == "no counter":
+        entry = _entry(arguments, int(said[0]))
+        return UnsupportedValueError(
+            f"{entry} of {scope} is no counter.",
+            path=entry,
+            remedy="Set it anew with increment only, or use update(key, fn).",
+        )
+    if what == "overflow":
+        return ValueTooLargeError(
+            f"The counter {_entry(arguments, int(said[0]))} of {scope} would leave 64 bits.", scope=scope
+        )
+    return _conflict(part, said, reply, arguments)
+
+
+def _entry(arguments: list[Argument], number: int) -> str:
+    section, _, key = str(arguments[FIELDS + number])[1:].partition("/")
+    return f"{plain_name(section.encode())}/{key}"
+
+
+def _conflict(part: Part, said: list[str], reply: list[Any], arguments: list[Argument]) -> ConflictError:
+    scope, kind = part.scope, said[0]
+    if kind == "once":
+        return ConflictError(f"The idempotency key is done already in {scope}.", scope=scope, what="once")
+    if kind == "birth":
+        return ConflictError(
+            f"{scope} was dropped, expired or made anew since it was read.",
+            scope=scope,
+            expected=part.birth,
+            found=0 if said[1] == "-" else int(said[1], 16),
+            what="birth",
+        )
+    found = None if said[1] == "-" else stamp_of(reply[2])
+    if kind == "base":
+        what, expected = "the state", part.base
+    else:
+        what = _entry(arguments, int(said[2])) if kind == "entry" else plain_name(reply[3])
+        expected = next(
+            (one.stamp for one in part.checks if one.kind == kind and _name_of(one) == what and one.stamp != found),
+            None,
+        )
+    return ConflictError(
+        f"{what} of {scope} was {expected or 'absent'} when it was read and is {found or 'absent'} now.",
+        scope=scope,
+        expected=expected,
+        found=found,
+        what=what,
+    )
+
+
+def _name_of(check: Any) -> str:
+    return f"{check.name}/{check.key}" if check.kind == "entry" else check.name

@@ -1,0 +1,353 @@
+"""From the scripts' replies, and the bytes at rest, to the values of the protocol.
+
+Whatever can't be read is a `DamagedStateError`: it was not written by `commit.lua`.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache, wraps
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+from urllib.parse import unquote
+
+from agentstate.errors import DamagedStateError
+from agentstate.scope import StateScope
+from agentstate.storage.protocol import (
+    Committed,
+    Entry,
+    EntryPage,
+    FeedItem,
+    Holder,
+    JournalRecord,
+    Lease,
+    LogItem,
+    LogPage,
+    LogView,
+    OnceRecord,
+    ScopeInfo,
+    Snapshot,
+    Stamp,
+    Swept,
+)
+from agentstate.storage.valkey.encode import name
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from agentstate.storage.protocol import LeaseRequest, Wants
+
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
+Record = dict[bytes, bytes]
+
+
+def damaged(scope: StateScope, what: object) -> DamagedStateError:
+    """Return the error for stored bytes that can't be what was written."""
+    return DamagedStateError(
+        f"{scope} is damaged: {what}.",
+        scope=scope,
+        remedy="Restore it from a backup, or drop it; it was left as it is.",
+    )
+
+
+def lacking(scope: StateScope, what: bytes) -> DamagedStateError:
+    """Return the error for a state a part of which is gone, as its record tells."""
+    return damaged(scope, f"less of its {unquote(what.decode())} is there than its record says")
+
+
+def reading(
+    read: Callable[Concatenate[StateScope, Given], Result],
+) -> Callable[Concatenate[StateScope, Given], Result]:
+    """Turn what goes wrong while decoding into `DamagedStateError`."""
+
+    @wraps(read)
+    def guarded(scope: StateScope, /, *args: Given.args, **kwargs: Given.kwargs) -> Result:
+        try:
+            return read(scope, *args, **kwargs)
+        except (ValueError, KeyError, IndexError, TypeError) as error:
+            raise damaged(scope, repr(error)) from error
+
+    return guarded
+
+
+@lru_cache(maxsize=1024)
+def plain_name(encoded: bytes) -> str:
+    """Return the name that `name` encoded."""
+    return unquote(encoded.decode(), errors="strict")
+
+
+@lru_cache(maxsize=1024)
+def stamp_of(raw: bytes) -> Stamp:
+    """Return the stamp that is written ``version-commit``."""
+    version, _, commit = raw.partition(b"-")
+    return Stamp(int(version), int(commit, 16))
+
+
+def record_of(flat: list[bytes]) -> Record:
+    """Return a record from its fields and values."""
+    pairs = iter(flat)
+    return dict(zip(pairs, pairs, strict=True))
+
+
+def _time(raw: bytes | None) -> float | None:
+    return float(raw) if raw else None
+
+
+def _text(raw: bytes | None) -> str | None:
+    return None if raw is None else raw.decode()
+
+
+def _labels(raw: bytes | None) -> dict[str, str]:
+    pairs = (pair.split("=") for pair in raw.decode().split("&")) if raw else ()
+    return {unquote(key): unquote(value) for key, value in pairs}
+
+
+def log_view(raw: bytes, items: tuple[LogItem, ...] = ()) -> LogView:
+    """Return the head of a log from its record."""
+    first, head, next_seq, size, stamp = raw.split(b" ")
+    return LogView(int(first), int(head), int(next_seq), stamp_of(stamp), int(size), items)
+
+
+def log_item(raw: bytes, position: int, now: float | None) -> LogItem:
+    """Return an item; one that has expired by ``now`` is empty, as if it had been swept."""
+    seq, expires, shape, rest = raw.split(b" ", 3)
+    length = int(shape[1:])
+    expires_at = None if expires == b"-" else float(expires)
+    gone = expires_at is not None and now is not None and expires_at <= now
+    value = b"" if gone else rest[length + 1 :]
+    return LogItem(int(seq), position, rest[:length].decode(), value, expires_at)
+
+
+def entry_of(value: bytes, about: bytes, now: float) -> Entry | None:
+    """Return an entry that hasn't expired by ``now``."""
+    stamp, kind, _, *expires = about.split(b" ")
+    if not expires:
+        return Entry(int(value) if kind == b"n" else value, stamp_of(stamp))
+    expires_at = float(expires[0])
+    if expires_at <= now:
+        return None
+    return Entry(int(value) if kind == b"n" else value, stamp_of(stamp), expires_at)
+
+
+def _entries(flat: list[bytes], wants: Wants, now: float) -> dict[tuple[str, str], Entry]:
+    values = record_of(flat)
+    wanted = None if wants.sections is None else {*wants.sections}
+    found: dict[tuple[str, str], Entry] = {}
+    for field, about in values.items():
+        if field[:1] != b"#":
+            continue
+        section, _, key = field[1:].partition(b"/")
+        at = (plain_name(section), key.decode())
+        if wanted is not None and at[0] not in wanted and at not in wants.keys:
+            continue
+        entry = entry_of(values[field[1:]], about, now)
+        if entry is not None:
+            found[at] = entry
+    return found
+
+
+@reading
+def once_of(scope: StateScope, key: str, raw: bytes) -> OnceRecord:
+    """Return what an idempotency key did."""
+    del scope
+    at, commit, size, kind, rest = raw.split(b" ", 4)
+    length = int(size)
+    result = rest[length + 1 :] if kind == b"=" else None
+    return OnceRecord(key, rest[:length].decode(), int(commit, 16), result, float(at))
+
+
+@reading
+def snapshot_of(
+    scope: StateScope, reply: list[Any], wants: Wants, request: LeaseRequest | None, once: str | None, retention: float
+) -> Snapshot:
+    """Return what ``read.lua`` replied."""
+    now = float(reply[0])
+    if reply[1] == b"held":
+        return Snapshot(scope=scope, now=now, holder=Holder(reply[2].decode(), float(reply[3])))
+    if reply[1] == b"damaged":
+        raise lacking(scope, reply[2])
+    lease = None
+    if request is not None:
+        counter, until = reply[1].split(b" ")
+        lease = Lease(scope, request.nonce, int(counter), float(until))
+    if len(reply) == 2:  # noqa: PLR2004 - an absent state has no more to say
+        return Snapshot(scope=scope, now=now, lease=lease)
+    _, _, expires, flat, entries, tails, raw_once = reply
+    record = record_of(flat)
+    sections, logs = _heads(record)
+    for (log, _), items in zip(wants.tails, tails, strict=True):
+        if items:
+            logs[log] = logs[log]._replace(items=_tail(items, logs[log].head, now))
+    known = once_of(scope, once, raw_once) if once is not None and raw_once is not None else None
+    size = int(record[b"bytes"])
+    return Snapshot(
+        scope=scope,
+        now=now,
+        stamp=Stamp(int(record[b"version"]), int(record[b"commit"], 16)),
+        birth=int(record[b"birth"], 16),
+        owner=_text(record.get(b"owner")),
+        parent=_text(record.get(b"parent")),
+        labels=_labels(record.get(b"labels")),
+        created_at=float(record[b"created"]),
+        updated_at=float(record[b"updated"]),
+        expires_at=_time(expires),
+        entries=_entries(entries, wants, now),
+        complete=size <= wants.inline_bytes,
+        sections=sections,
+        logs=logs,
+        entry_bytes=size,
+        lease=lease,
+        once=known if known is not None and known.at > now - retention else None,
+    )
+
+
+def _heads(record: Record) -> tuple[dict[str, Stamp], dict[str, LogView]]:
+    sections: dict[str, Stamp] = {}
+    logs: dict[str, LogView] = {}
+    for field, raw in record.items():
+        if field[:4] == b"log:":
+            logs[plain_name(field[4:])] = log_view(raw)
+        elif field[:8] == b"section:":
+            sections[plain_name(field[8:])] = stamp_of(raw)
+    return sections, logs
+
+
+def _tail(items: list[bytes], head: int, now: float) -> tuple[LogItem, ...]:
+    first = head - len(items) + 1
+    return tuple([log_item(raw, position, now) for position, raw in enumerate(items, first)])
+
+
+@reading
+def committed_of(
+    scope: StateScope, reply: list[Any], commit_id: int, logs: list[str], counters: list[Any]
+) -> Committed:
+    """Return what ``commit.lua`` replied to a commit that was done, now or when it was sent before."""
+    del scope
+    if reply[0] == b"dropped":
+        return Committed(None, 0, {}, {})
+    if reply[0] == b"again":
+        return _done_before(reply[1], record_of(reply[2]), commit_id, logs, counters)
+    _, version, birth, expires, *rest = reply
+    stamp = Stamp(int(version), commit_id)
+    views: dict[str, LogView] = {}
+    for log, raw in zip(logs, rest, strict=False):
+        if raw:
+            first, head, next_seq, size = raw.split(b" ")
+            views[log] = LogView(int(first), int(head), int(next_seq), stamp, int(size))
+    sums = {at: int(value) for at, value in zip(counters, rest[len(logs) :], strict=True)}
+    return Committed(stamp, int(birth, 16), views, sums, _time(expires))
+
+
+def _done_before(known: bytes, record: Record, commit_id: int, logs: list[str], counters: list[Any]) -> Committed:
+    version, heads, sums = known.split(b" ")
+    if version == b"-":
+        return Committed(None, 0, {}, {})
+    stamp = Stamp(int(version), commit_id)
+    views: dict[str, LogView] = {}
+    for log, head in zip(logs, heads.split(b","), strict=False):
+        raw = record.get(b"log:" + name(log).encode())
+        if head != b"-" and raw is not None:
+            # What others did since may show in the rest; the head is where this commit left it.
+            views[log] = log_view(raw)._replace(head=int(head), stamp=stamp)
+    values = {at: int(value) for at, value in zip(counters, sums.split(b","), strict=False)}
+    return Committed(stamp, int(record.get(b"birth", b"0"), 16), views, values, _time(record.get(b"expires")))
+
+
+@reading
+def journal_of(scope: StateScope, entries: Iterable[list[Any]]) -> tuple[JournalRecord, ...]:
+    """Return the records of a journal."""
+    del scope
+    return tuple(_journal_record(identifier, record_of(flat)) for identifier, flat in entries)
+
+
+def _journal_record(identifier: bytes, record: Record) -> JournalRecord:
+    stamp = Stamp(int(identifier.partition(b"-")[0]), int(record[b"commit"], 16))
+    words = iter(record[b"ranges"].split())
+    ranges = {plain_name(log): (int(next(words)), int(next(words))) for log in words}
+    removed: dict[str, list[LogItem]] = {}
+    for log, item in _removed(record[b"removed"]):
+        removed.setdefault(log, []).append(item)
+    gone = {log: tuple(items) for log, items in removed.items()}
+    return JournalRecord(stamp, float(record[b"at"]), record[b"record"], ranges, gone)
+
+
+def _removed(raw: bytes) -> Iterator[tuple[str, LogItem]]:
+    at = 0
+    while at < len(raw):
+        end = raw.index(b"\n", at)
+        log, position, size = raw[at:end].split(b" ")
+        at = end + 1 + int(size)
+        yield plain_name(log), log_item(raw[end + 1 : at], int(position), None)
+
+
+def feed_of(entries: Iterable[list[Any]]) -> tuple[FeedItem, ...]:
+    """Return the items of a feed."""
+    return tuple(_feed_item(identifier, record_of(flat)) for identifier, flat in entries)
+
+
+def _feed_item(identifier: bytes, record: Record) -> FeedItem:
+    stamp = stamp_of(record[b"stamp"]) if record[b"stamp"] else None
+    return FeedItem(identifier.decode(), StateScope.parse(record[b"scope"].decode()), stamp, float(record[b"at"]))
+
+
+@reading
+def info_of(scope: StateScope, flat: list[bytes]) -> ScopeInfo | None:
+    """Return what a listing says of a state; ``None`` when it has gone."""
+    record = record_of(flat)
+    if b"commit" not in record:
+        return None
+    _, logs = _heads(record)
+    return ScopeInfo(
+        scope,
+        Stamp(int(record[b"version"]), int(record[b"commit"], 16)),
+        _text(record.get(b"owner")),
+        float(record[b"created"]),
+        float(record[b"updated"]),
+        _time(record.get(b"expires")),
+        _labels(record.get(b"labels")),
+        int(record[b"bytes"]),
+        {log: view.head - view.first + 1 for log, view in logs.items()},
+    )
+
+
+@reading
+def log_page_of(scope: StateScope, reply: list[Any]) -> LogPage:
+    """Return what ``log.lua`` replied."""
+    if not reply:
+        return LogPage(None, ())
+    if reply[0] == b"damaged":
+        raise lacking(scope, reply[1])
+    raw, low, items, now = reply
+    at = float(now)
+    return LogPage(log_view(raw), tuple([log_item(one, position, at) for position, one in enumerate(items, int(low))]))
+
+
+@reading
+def found_item_of(scope: StateScope, reply: list[Any]) -> LogItem | None:
+    """Return what ``find.lua`` replied."""
+    if not reply:
+        return None
+    if reply[0] == b"damaged":
+        raise lacking(scope, reply[1])
+    position, raw, now = reply
+    item = log_item(raw, int(position), None)
+    return None if item.expires_at is not None and item.expires_at <= float(now) else item
+
+
+@reading
+def entry_page_of(scope: StateScope, reply: list[Any], now: float) -> EntryPage:
+    """Return what ``scan.lua`` replied."""
+    del scope
+    flat, more = reply
+    found: list[tuple[str, Entry]] = []
+    for field, value, about in zip(flat[::3], flat[1::3], flat[2::3], strict=True):
+        entry = entry_of(value, about, now)
+        if entry is not None:
+            found.append((field.partition(b"/")[2].decode(), entry))
+    return EntryPage(tuple(found), found[-1][0] if more else None)
+
+
+def swept_of(before: Swept, reply: list[Any]) -> Swept:
+    """Return what has been swept with what ``sweep.lua`` replied."""
+    addresses, entries, items, more = reply
+    scopes = tuple(StateScope.parse(one.decode()) for one in addresses)
+    return Swept((*before.scopes, *scopes), before.entries + entries, before.items + items, done=not more)
