@@ -163,7 +163,8 @@ def report(last_answer, demo, server):
     where = ", ".join(str(path.relative_to(demo.directory)) for path in files[:5])
     screen.print(f"the data lies in {demo.directory}: {where}{' …' if files[5:] else ''}", soft_wrap=True)
     look = ["show", CONVERSATION, "--messages", "3"]
-    screen.print(f"[dim]$ {server}agentstate {' '.join(look)}[/dim]", soft_wrap=True)
+    place = os.path.relpath(demo.directory)
+    screen.print(f"[dim]$ cd {place} && {server}agentstate {' '.join(look)}[/dim]", soft_wrap=True)
     subprocess.run(
         [sys.executable, "-m", "agentstate.cli", *look], cwd=demo.directory, env=demo.environment, check=True
     )
