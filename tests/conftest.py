@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-from contextlib import asynccontextmanager
-
 import pytest
 
 from agentstate.storage import registry
@@ -36,16 +33,17 @@ async def storage(request, tmp_path):
     await made.close()
 
 
+@pytest.fixture(params=LOCAL)
+async def clocked(request, tmp_path, clock):
+    """The same, on a clock that the test moves."""
+    made = registry.create(request.param, options_for(request.param, tmp_path), clock=clock)
+    yield made
+    await made.close()
+
+
 @pytest.fixture
 async def memory():
     """A fresh memory storage."""
     made = registry.create("memory", {})
     yield made
     await made.close()
-
-
-@asynccontextmanager
-async def watchdog(seconds=5.0):
-    """Fail instead of hanging."""
-    async with asyncio.timeout(seconds):
-        yield
