@@ -15,7 +15,7 @@ from agentstate.testing.processes import start_worker
 from agentstate.testing.worker import TOTAL
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from agentstate.scope import StateScope
     from agentstate.storage.protocol import Storage
@@ -25,21 +25,31 @@ __all__ = ["check_sequence", "counts_of", "crash_cycle"]
 
 
 async def crash_cycle(
-    spec: ProcessSpec, scopes: Sequence[StateScope], counts: Sequence[int], seconds: float
+    spec: ProcessSpec,
+    scopes: Sequence[StateScope],
+    counts: Sequence[int],
+    seconds: float,
+    *,
+    early: bool = False,
+    kill: Callable[[], None] | None = None,
 ) -> list[int]:
-    """Let a worker commit for ``seconds`` after its first commit, kill it, and return what it acknowledged.
+    """Let a worker commit, kill it, and return what each state has acknowledged.
 
     Args:
         spec: how the worker opens the data.
         scopes: the states it commits to.
         counts: how many commits each of them holds already.
-        seconds: 0 kills it at its first acknowledgement.
+        seconds: kill it so long after its first acknowledgement.
+        early: kill it so long after its start instead, perhaps while it opens the data.
+        kill: kills something else first, such as the server.
     """
     acknowledged = list(counts)
     names = [scope.text for scope in scopes]
     with start_worker(spec, "write_sequence", scopes=names, counts=list(counts)) as worker:
-        said: list[tuple[int, int]] = [await worker.receive()]
+        said: list[tuple[int, int]] = [] if early else [await worker.receive()]
         await asyncio.sleep(seconds)
+        if kill is not None:
+            kill()
         worker.kill()
         said += await worker.rest()
     for which, number in said:

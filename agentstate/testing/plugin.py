@@ -16,7 +16,7 @@ changed. After a conformance run a table says what was skipped, and why.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
@@ -106,8 +106,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print which cases of the conformance suite were skipped, and why."""
     counts: dict[tuple[str, str], int] = {}
     for report in terminalreporter.stats.get("skipped", ()):
-        where: tuple[str, int, str] | object = report.longrepr
-        reason = str(where[2]).removeprefix("Skipped: ") if isinstance(where, tuple) else ""
+        where = cast("object", report.longrepr)
+        reason = cast("tuple[str, int, str]", where)[2].removeprefix("Skipped: ") if isinstance(where, tuple) else ""
         if reason.startswith(REASONS):
             suite = report.nodeid.rpartition("::")[0].rpartition("::")[2]
             counts[suite, reason] = counts.get((suite, reason), 0) + 1
