@@ -2,15 +2,47 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from agentstate.storage import registry
 from agentstate.testing.clock import FakeClock
+from tests.servers import ValkeyServer
 
-LOCAL = ("memory", "sqlite", "file")
+BACKENDS = ("memory", "sqlite", "file", "valkey")
 
 
-def options_for(backend, tmp_path):
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def valkey_server():
+    """This test process's Valkey server; don't kill, configure or empty it."""
+    with ValkeyServer() as server:
+        yield server
+
+
+@pytest.fixture
+def valkey_prefix():
+    """A key prefix of this test's own."""
+    return f"test-{next(_numbers)}:"
+
+
+@pytest.fixture
+def storage_options(request, tmp_path):
+    """Return the options of a fresh storage of a backend, by its name."""
+
+    def options_for(backend):
+        if backend == "valkey":
+            server = request.getfixturevalue("valkey_server")
+            return {"url": server.url, "key_prefix": request.getfixturevalue("valkey_prefix")}
+        return local_options(backend, tmp_path)
+
+    return options_for
+
+
+def local_options(backend, tmp_path):
     """Return the options of a fresh storage in a test's own directory."""
     if backend == "sqlite":
         return {"url": f"sqlite:///{tmp_path}/state.db"}
@@ -25,18 +57,18 @@ def clock():
     return FakeClock()
 
 
-@pytest.fixture(params=LOCAL)
-async def storage(request, tmp_path):
-    """A fresh storage of each backend that needs no server."""
-    made = registry.create(request.param, options_for(request.param, tmp_path))
+@pytest.fixture(params=BACKENDS)
+async def storage(request, storage_options):
+    """A fresh storage of each backend."""
+    made = registry.create(request.param, storage_options(request.param))
     yield made
     await made.close()
 
 
-@pytest.fixture(params=LOCAL)
-async def clocked(request, tmp_path, clock):
+@pytest.fixture(params=BACKENDS)
+async def clocked(request, storage_options, clock):
     """The same, on a clock that the test moves."""
-    made = registry.create(request.param, options_for(request.param, tmp_path), clock=clock)
+    made = registry.create(request.param, storage_options(request.param), clock=clock)
     yield made
     await made.close()
 
