@@ -50,11 +50,11 @@ def console(*, stderr: bool = False) -> Console:
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print rows under headings."""
+    """Print rows under headings; no line for headings that are all empty."""
     from rich.table import Table
     from rich.text import Text
 
-    grid = Table(box=None, pad_edge=False, show_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold", show_header=any(headings))
     for heading in headings:
         grid.add_column(heading, overflow="fold")
     for row in rows:

@@ -22,6 +22,7 @@ __all__ = ["Effective", "Setting", "settle"]
 
 HIDDEN: Final = "***"
 PATHS: Final = frozenset({"storage_dir", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile"})
+DIRECTORIES: Final = {"storage_dir": "conversation_states"}
 
 
 class Setting(NamedTuple):
@@ -101,7 +102,7 @@ def shown_value(key: str, value: object) -> object:
 def _default_paths(model: type[BaseModel]) -> dict[str, object]:
     """Return the defaults that are relative paths, counted from here, so that naming a default changes nothing."""
     here = Path.cwd()
-    defaults = {key: field.default for key, field in model.model_fields.items()}
+    defaults = {key: field.default or DIRECTORIES.get(key) for key, field in model.model_fields.items()}
     texts = {key: str(value) for key, value in defaults.items() if isinstance(value, (str, Path))}
     anchored = {key: _anchored(key, text, here, model) for key, text in texts.items()}
     return {key: value for key, value in anchored.items() if value != texts[key]}
@@ -109,7 +110,7 @@ def _default_paths(model: type[BaseModel]) -> dict[str, object]:
 
 def _anchored(key: str, value: object, base: Path, model: type[BaseModel]) -> object:
     """Return the value with a relative path counted from ``base``."""
-    if not isinstance(value, str):
+    if not isinstance(value, str) or not value:
         return value
     if key == "url":
         return anchor(value, base)

@@ -1,7 +1,8 @@
 """What configuration needs to know about URLs: scheme, query, relative paths, and what must not be shown.
 
-A URL's query carries options (``valkey://host?max_connections=5``). In ``sqlite:///state.db`` the
-path is relative to the file that names it; ``sqlite:////var/state.db`` is absolute.
+A URL's query carries options (``valkey://host?max_connections=5``). ``sqlite:///state.db`` and
+``file://./states`` are relative to the configuration file that names them;
+``sqlite:////var/state.db`` and ``file:///var/states`` are absolute.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ __all__ = ["anchor", "is_secret", "mask", "scheme", "split_query"]
 _USERINFO: Final = re.compile(r"(?<=://)[^/?#]*@")
 _SECRET: Final = re.compile(r"pass(word|wd|phrase)|secret|token|credential", re.IGNORECASE)
 _SECRET_PARAMETER: Final = re.compile(r"([?&][^=&#]*(?:pass|secret|token|credential)[^=&#]*=)[^&#]*", re.IGNORECASE)
-_RELATIVE: Final = "sqlite:///"
+_RELATIVE: Final = re.compile(r"sqlite:///(?=[^/:])|file://(?=\.\.?(?:/|$))", re.IGNORECASE)
 
 
 def scheme(url: str) -> str:
@@ -65,10 +66,8 @@ def is_secret(option: str) -> bool:
 
 def anchor(url: str, base: Path) -> str:
     """Return the URL with a relative file path made absolute, counted from ``base``."""
-    if not url.lower().startswith(_RELATIVE):
+    match = _RELATIVE.match(url)
+    if match is None:
         return url
-    path = url[len(_RELATIVE) :]
-    if not path or path.startswith(("/", ":")):
-        return url
-    absolute = os.path.abspath(base / unquote(path))  # noqa: PTH100 - resolve() would follow links
-    return _RELATIVE + quote(absolute)
+    absolute = os.path.abspath(base / unquote(url[match.end() :]))  # noqa: PTH100 - resolve() would follow links
+    return match.group() + quote(absolute)

@@ -19,7 +19,8 @@ class Memory(BaseModel, extra="forbid", frozen=True):
 
 
 class File(BaseModel, extra="forbid", frozen=True):
-    storage_dir: Path = Path("conversation_states")
+    url: str | None = None
+    storage_dir: str | None = None
 
 
 class Sqlite(BaseModel, extra="forbid", frozen=True):

@@ -1,7 +1,5 @@
 """Services, paths, secrets, and which settings mean the same store."""
 
-from pathlib import Path
-
 import pytest
 
 from agentstate.errors import ConfigError
@@ -76,19 +74,23 @@ def test_services_that_do_not_fit(effective, block, said):
 def test_relative_paths_count_from_the_file_that_names_them(effective, directory, monkeypatch):
     """Directories, database files and certificates of a file in another directory; arguments count from here."""
     text = "state: {backend: file, storage_dir: ./states}"
-    assert effective(text, name="agent/a.yaml").settings.options == {"storage_dir": directory / "agent" / "states"}
+    assert effective(text, name="agent/a.yaml").settings.options == {"storage_dir": f"{directory}/agent/states"}
     text = "state: {url: 'sqlite:///data/a b.db'}"
     assert effective(text, name="agent/a.yaml").settings.options["url"] == f"sqlite:///{directory}/agent/data/a%20b.db"
     text = "state: {url: 'valkeys://h', config: {ssl_ca_certs: ca.pem}}"
     assert effective(text, name="agent/a.yaml").settings.options["ssl_ca_certs"] == directory / "agent" / "ca.pem"
     text = "state: {backend: file, storage_dir: /var/x/../states}"
-    assert effective(text, name="agent/a.yaml").settings.options == {"storage_dir": Path("/var/states")}
+    assert effective(text, name="agent/a.yaml").settings.options == {"storage_dir": "/var/states"}
     text = "state: {backend: file, storage_dir: states}"
     assert effective(text, name="agent/a.yaml", storage_dir="mine").settings.options == {
-        "storage_dir": directory / "mine"
+        "storage_dir": f"{directory}/mine"
     }
-    monkeypatch.setenv("AGENTSTATE_URL", "sqlite:////abs/x.db")
-    assert effective("").settings.options == {"url": "sqlite:////abs/x.db"}
+    assert effective("state: {backend: file, storage_dir: ''}").settings.options["storage_dir"] == ""
+    text = "state: {url: 'file://../states'}"
+    assert effective(text, name="agent/a.yaml").settings.options == {"url": f"file://{directory}/states"}
+    for url in ("sqlite:////abs/x.db", "file:///abs/x"):
+        monkeypatch.setenv("AGENTSTATE_URL", url)
+        assert effective("").settings.options == {"url": url}
 
 
 def test_same_settings_same_store(effective):
@@ -101,6 +103,10 @@ def test_same_settings_same_store(effective):
     assert effective(text, max_connections="50").store == store
     assert effective(text, ["b"]).store != store
     assert hash(store) == hash(effective(text, ["a"]).store)
+    assert (
+        effective("", storage="file").store == effective("", storage_dir="./conversation_states", storage="file").store
+    )
+    assert effective("").store == effective("", url="sqlite:///./agentstate.db").store
 
 
 def test_a_storage_object_needs_no_connection(effective):

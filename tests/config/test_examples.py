@@ -102,7 +102,7 @@ def test_documented_configurations(effective, text, names, backend, ttl, options
 def test_development_files(effective, directory):
     """A directory beside the configuration."""
     settings = effective('state:\n  backend: file\n  storage_dir: "./dev_conversations"\n').settings
-    assert settings.options == {"storage_dir": directory / "dev_conversations"}
+    assert settings.options == {"storage_dir": f"{directory}/dev_conversations"}
 
 
 @pytest.mark.parametrize(

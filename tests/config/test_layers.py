@@ -78,7 +78,7 @@ def test_a_backend_in_the_handlers_block_counts_too(effective):
     text = VALKEY + "handlers:\n  notes:\n    state: {backend: file, storage_dir: notes}\n"
     found = effective(text, ["notes"])
     assert found.settings.backend == "file"
-    assert found.settings.options == {"storage_dir": Path.cwd() / "notes"}
+    assert found.settings.options == {"storage_dir": str(Path.cwd() / "notes")}
     assert effective(text, ["notes"], storage="valkey").settings.options == {}
 
 
