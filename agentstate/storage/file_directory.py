@@ -1,0 +1,115 @@
+"""What the lines of the feed add up to: which scopes there are, and when to sweep which.
+
+In memory only. Not thread-safe: the feed's lock guards it.
+"""
+
+from __future__ import annotations
+
+from heapq import heappop, heappush
+from typing import TYPE_CHECKING, NamedTuple
+
+from agentstate.scope import StateScope
+from agentstate.storage.file_codec import decode_info, encode_info
+from agentstate.storage.index import ScopeIndex
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from agentstate.storage.file_held import FeedEntry
+    from agentstate.storage.file_lines import Json
+    from agentstate.storage.file_scope import ScopeFiles
+    from agentstate.storage.protocol import ScopeInfo
+
+__all__ = ["Directory", "Known", "announcement", "farewell"]
+
+
+class Known(NamedTuple):
+    """What was last said of a scope's files: their last line, the log's size, when to sweep."""
+
+    n: int
+    size: int
+    due: float | None
+
+
+def announcement(files: ScopeFiles, entries: Sequence[FeedEntry]) -> Json:
+    """Return what the feed says of a scope as it stands, and of these commits."""
+    held = files.held
+    assert held is not None
+    image = held.image
+    info = None if image.stamp is None else image.info()
+    items: list[list[object]] = [[None if stamp is None else str(stamp), at] for stamp, at in entries]
+    return _line(files.scope, Known(files.n, files.end, held.due), info, items)
+
+
+def farewell(scope: StateScope) -> Json:
+    """Return what the feed says of a scope that has no files any more."""
+    return _line(scope, Known(0, 0, None), None, [])
+
+
+def _line(scope: StateScope, known: Known, info: ScopeInfo | None, items: list[list[object]]) -> Json:
+    state = None if info is None else encode_info(info)
+    return {"scope": scope.text, **known._asdict(), "items": items, "state": state}
+
+
+class Directory:
+    """All scopes of a store, as far as its feed was read."""
+
+    def __init__(self) -> None:
+        """Begin empty."""
+        self.index = ScopeIndex()
+        self.known: dict[StateScope, Known] = {}
+        self._infos: dict[StateScope, ScopeInfo] = {}
+        self._queue: list[tuple[float, str]] = []
+        self._queued: dict[str, float] = {}
+
+    def take(self, line: Json) -> None:
+        """Note what one line of the feed says."""
+        scope = StateScope.parse(line["scope"])
+        if line["n"] == 0:
+            self.known.pop(scope, None)
+        else:
+            self.known[scope] = Known(line["n"], line["size"], line["due"])
+        if line["state"] is None:
+            self._infos.pop(scope, None)
+            self.index.discard(scope)
+        else:
+            info = self._infos[scope] = decode_info(scope, line["state"])
+            self.index.put(info)
+        if line["due"] is not None:
+            self._queue_up(line["scope"], line["due"])
+
+    def lines(self) -> Iterator[Json]:
+        """Return lines that add up to this, without commits."""
+        for scope, known in self.known.items():
+            yield _line(scope, known, self._infos.get(scope), [])
+
+    # -- sweeping --------------------------------------------------------------------------
+
+    def _queue_up(self, text: str, due: float) -> None:
+        # One place in the queue for each scope: a later time is looked up when the earlier has come.
+        queued = self._queued.get(text)
+        if queued is None or due < queued:
+            self._queued[text] = due
+            heappush(self._queue, (due, text))
+
+    def next_due(self, now: float) -> StateScope | None:
+        """Return, and take out, a scope in which something has expired."""
+        while self._queue and self._queue[0][0] <= now:
+            queued, text = heappop(self._queue)
+            if self._queued.get(text) != queued:
+                continue
+            del self._queued[text]
+            scope = StateScope.parse(text)
+            known = self.known.get(scope)
+            if known is None or known.due is None:
+                continue
+            if known.due <= now:
+                return scope
+            self._queue_up(text, known.due)
+        return None
+
+    def put_back(self, scope: StateScope) -> None:
+        """Put a scope back in which something has expired still."""
+        known = self.known.get(scope)
+        if known is not None and known.due is not None:
+            self._queue_up(scope.text, known.due)

@@ -1,0 +1,307 @@
+"""The feed of a store (``feed.jsonl``), and the directory of scopes that it adds up to.
+
+Every write to a scope leaves one line here, in the order of the commits: which commits, and
+what a listing needs. A line is one append; no lock orders them. Two appends can't mix, but a
+process killed in the middle of one leaves a fragment that the next line continues; that line
+is found behind it. Compaction alone excludes appends: it puts the state of the directory in
+front of the last few megabytes. Positions count from the store's first line on and survive it.
+
+Nothing here is the truth: a damaged or missing feed is rebuilt from the scopes' own files.
+Blocks: for worker threads, any number at once.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import threading
+import time
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import orjson
+
+from agentstate.errors import StorageError, StorageUnavailableError
+from agentstate.scope import StateScope
+from agentstate.storage.file_codec import decode_stamp
+from agentstate.storage.file_directory import Directory, Known
+from agentstate.storage.file_lines import HEAD, Json, Line, read_lines, seal, unseal
+from agentstate.storage.file_scope import FORMAT, HEADER_BYTES, check_format
+from agentstate.storage.protocol import FeedItem
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator
+
+    from agentstate.storage.file_disk import Disk
+    from agentstate.storage.protocol import ScopePage, ScopeQuery
+
+__all__ = ["Feed"]
+
+KEPT_BYTES: Final = 4 * 1024 * 1024
+CHUNK: Final = 256 * 1024
+LOCK_SECONDS: Final = 30.0
+
+
+_locks: set[int] = set()
+
+
+class _File(NamedTuple):
+    """One feed file. Position ``base`` (of all the store's lines) is at byte ``origin`` of it."""
+
+    inode: int = 0
+    base: int = 0
+    origin: int = 0
+
+
+class Feed:
+    """One store's feed, as far as this process has read it.
+
+    Attributes:
+        damaged: something in it isn't what was written, or it is missing.
+    """
+
+    def __init__(self, path: str, lock_path: str, disk: Disk) -> None:
+        """Know nothing yet; the first refresh reads the file."""
+        self.path = path
+        self._lock_path = lock_path
+        self._disk = disk
+        self._lock = threading.Lock()
+        self._limit = 0
+        self._begin()
+
+    def _begin(self) -> None:
+        self._directory = Directory()
+        self._file = _File()
+        self._end = 0
+        self.damaged = False
+
+    # -- writing ---------------------------------------------------------------------------
+
+    def create(self) -> None:
+        """Begin an empty feed."""
+        self._disk.write_new(self.path, _header(0, 0, 0))
+
+    def open(self) -> None:
+        """Read the header only, for the size from which on to compact."""
+        with suppress(FileNotFoundError):
+            descriptor = self._disk.open(self.path, os.O_RDONLY)
+            try:
+                self._read_header(descriptor)
+            finally:
+                self._disk.close(descriptor)
+
+    def append(self, body: Json) -> bool:
+        """Add one line, and return whether the feed has grown enough for `compact`."""
+        line, _ = seal(orjson.dumps(body))
+        with self._locked(fcntl.LOCK_SH):
+            descriptor = self._disk.open(self.path, os.O_WRONLY | os.O_APPEND)
+            try:
+                self._disk.write(descriptor, line)
+                return 0 < self._limit < os.lseek(descriptor, 0, os.SEEK_CUR)
+            finally:
+                self._disk.close(descriptor)
+
+    @contextmanager
+    def _locked(self, kind: int) -> Generator[None]:
+        descriptor = self._disk.open(self._lock_path, os.O_RDWR | os.O_CREAT)
+        _locks.add(descriptor)
+        until = time.monotonic() + LOCK_SECONDS
+        try:
+            while not _flock(descriptor, kind):
+                if time.monotonic() > until:
+                    raise StorageUnavailableError(
+                        f"{self.path} was locked for {LOCK_SECONDS:g} s.",
+                        remedy="Another process is compacting it: let it go on, or end it.",
+                    )
+                time.sleep(0.001)
+            yield
+        finally:
+            _locks.discard(descriptor)
+            self._disk.close(descriptor)
+
+    def compact(self) -> None:
+        """Put the directory in front of the newest lines, and let go of the others."""
+        with self._locked(fcntl.LOCK_EX), self._lock, self._opened() as descriptor:
+            if self._end <= self._limit:
+                return
+            start = max(self._file.origin, self._end - KEPT_BYTES)
+            tail = self._disk.read(descriptor, start, self._end - start)
+            if start > self._file.origin:
+                tail = tail[tail.index(b"\n") + 1 :]
+            index = b"".join(seal(orjson.dumps(line))[0] for line in self._directory.lines())
+            base, size = self._position() - len(tail), len(index) + len(tail)
+            header = _header(base, len(index), size)
+            self._disk.write_new(self.path, header + index + tail)
+            origin = len(header) + len(index)
+            self._file = _File(os.lstat(self.path).st_ino, base, origin)
+            self._end, self._limit = origin + len(tail), _limit(size)
+
+    def restart(self) -> None:
+        """Begin an empty feed in place of a damaged one. Its positions are beyond all earlier ones."""
+        with self._locked(fcntl.LOCK_EX), self._lock:
+            self._disk.write_new(self.path, _header(time.time_ns() // 1000, 0, 0))
+            self._begin()
+
+    def _position(self) -> int:
+        return self._file.base + self._end - self._file.origin
+
+    # -- reading ---------------------------------------------------------------------------
+
+    def refresh(self) -> None:
+        """Read what was added since the last time. Sets ``damaged`` when that isn't what was written."""
+        with self._lock, self._opened():
+            pass
+
+    def reread(self) -> None:
+        """Read everything anew."""
+        with self._lock:
+            self._begin()
+        self.refresh()
+
+    @contextmanager
+    def _opened(self) -> Generator[int]:
+        """Open the file with everything read that is in it now."""
+        try:
+            descriptor = self._disk.open(self.path, os.O_RDONLY)
+        except FileNotFoundError:
+            self._begin()
+            self.damaged = True
+            raise
+        try:
+            status = os.fstat(descriptor)
+            if status.st_ino != self._file.inode or status.st_size < self._end:
+                self._change_file(descriptor, status.st_ino)
+            if self._file.inode and status.st_size > self._end:
+                self._read(self._disk.read(descriptor, self._end, status.st_size - self._end))
+            yield descriptor
+        finally:
+            self._disk.close(descriptor)
+
+    def _change_file(self, descriptor: int, inode: int) -> None:
+        """Go on in a compacted file, from the same position when it reaches back that far."""
+        found = self._read_header(descriptor)
+        if found is None:
+            self._begin()
+            self.damaged = True
+            return
+        header, start = found.body, found.end
+        position = self._position()
+        known = self._file.inode not in (0, inode) and position >= header["base"]
+        if not known:
+            self._begin()
+        origin = start + header["index"]
+        self._end = origin + position - header["base"] if known else start
+        self._file = _File(inode, header["base"], origin)
+
+    def _read_header(self, descriptor: int) -> Line | None:
+        lines = read_lines(self._disk.read(descriptor, 0, HEADER_BYTES), "")
+        if not lines or "format" not in lines[0].body:
+            return None
+        check_format(lines[0].body, self.path)
+        self._limit = _limit(lines[0].body["size"])
+        return lines[0]
+
+    def _read(self, data: bytes) -> None:
+        for size, body in _lines(data):
+            self._end += size
+            if body is None:
+                self.damaged = True
+            else:
+                self._directory.take(body)
+
+    def items(self, after: str | None, limit: int) -> tuple[FeedItem, ...]:
+        """Return commits in their order, after a cursor, or from the oldest that is kept."""
+        at, skip = _parse_cursor(after)
+        found: list[FeedItem] = []
+        with self._lock, self._opened() as descriptor:
+            if at < self._file.base:
+                at, skip = self._file.base, 0
+            chunk = CHUNK
+            while at < self._position() and len(found) < limit:
+                start = self._file.origin + at - self._file.base
+                lines = list(_lines(self._disk.read(descriptor, start, min(chunk, self._end - start))))
+                chunk *= 1 if lines else 2
+                for size, body in lines:
+                    if body is not None:
+                        found.extend(_items(body, at, skip))
+                    at, skip = at + size, 0
+        return tuple(found[:limit])
+
+    # -- the directory ---------------------------------------------------------------------
+
+    def known(self, scope: StateScope) -> Known | None:
+        """Return what the feed last said of a scope."""
+        with self._lock:
+            return self._directory.known.get(scope)
+
+    def all_known(self) -> dict[StateScope, Known]:
+        """Return what the feed last said of every scope that has files."""
+        with self._lock:
+            return dict(self._directory.known)
+
+    def page(self, query: ScopeQuery, now: float) -> ScopePage:
+        """Return one page of a listing, as of the last refresh."""
+        with self._lock:
+            return self._directory.index.page(query, now)
+
+    def next_due(self, now: float) -> StateScope | None:
+        """Return, and take out, a scope in which something has expired."""
+        with self._lock:
+            return self._directory.next_due(now)
+
+    def put_back(self, scope: StateScope) -> None:
+        """Put a scope back in which something has expired still."""
+        with self._lock:
+            self._directory.put_back(scope)
+
+
+def _header(base: int, index: int, size: int) -> bytes:
+    return seal(orjson.dumps({"format": FORMAT, "base": base, "index": index, "size": size}))[0]
+
+
+def _limit(size: int) -> int:
+    return 2 * max(size, KEPT_BYTES)
+
+
+def _flock(descriptor: int, kind: int) -> bool:
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _lines(data: bytes) -> Iterator[tuple[int, Json | None]]:
+    """Return the complete lines of the feed with their sizes, ``None`` for one that is damaged."""
+    at = 0
+    while (end := data.find(b"\n", at)) >= 0:
+        line = data[at:end]
+        # A killed process leaves a fragment, which the next line follows at once.
+        found = unseal(line) or next(filter(None, (unseal(line[at.start() :]) for at in HEAD.finditer(line))), None)
+        yield end + 1 - at, None if found is None else orjson.loads(found[0])
+        at = end + 1
+
+
+def _items(line: Json, position: int, skip: int) -> list[FeedItem]:
+    scope = StateScope.parse(line["scope"])
+    rows = enumerate(line["items"])
+    return [FeedItem(f"{position}.{k}", scope, decode_stamp(stamp), at) for k, (stamp, at) in rows if k >= skip]
+
+
+def _parse_cursor(cursor: str | None) -> tuple[int, int]:
+    if cursor is None:
+        return 0, 0
+    at, dot, k = cursor.partition(".")
+    if not (dot and at.isdecimal() and k.isdecimal()):
+        raise StorageError(f"{cursor!r} is no cursor of this feed.", remedy="Pass the cursor of the item before.")
+    return int(at), int(k) + 1
+
+
+def _forked() -> None:
+    """In a forked child: close what would keep its parent's locks alive."""
+    for descriptor in _locks:
+        os.close(descriptor)
+    _locks.clear()
+
+
+os.register_at_fork(after_in_child=_forked)

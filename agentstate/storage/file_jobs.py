@@ -1,0 +1,196 @@
+"""What can be done to one scope: each a step on its image, and what belongs before and after.
+
+A write's `make` checks and applies its step and returns the operation to log, or raises and has
+changed nothing. `finish` runs once the operation is durable.
+"""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+import orjson
+
+from agentstate.errors import ConflictError, LeaseLostError
+from agentstate.storage.file_codec import dump, encode_once, encode_part
+from agentstate.storage.protocol import Committed, Snapshot
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from agentstate.scope import StateScope
+    from agentstate.storage.file_held import Held
+    from agentstate.storage.file_lines import Json
+    from agentstate.storage.oslock import MachineLocks
+    from agentstate.storage.protocol import Lease, LeaseRequest, OnceRecord, Part, Stamp
+
+__all__ = ["Commit", "Drop", "Fail", "Push", "Sweep", "SweptScope", "Write", "pushed_expiry"]
+
+T = TypeVar("T")
+
+
+class Write(Generic[T]):
+    """One change of one scope. ``commit_id`` is what to ask for when its outcome is unknown; 0 for no commit."""
+
+    commit_id: int = 0
+
+    @property
+    def frees(self) -> bool:
+        """Whether it makes room, so that on a full disk the reserve may be spent on it."""
+        return False
+
+    def make(self, held: Held, now: float) -> tuple[Json | None, T]:
+        """Check and apply; return the operation to log (``None``: nothing to store) and the result."""
+        raise NotImplementedError
+
+    def finish(self) -> None:
+        """Do what comes after the change is durable."""
+
+    def fail(self) -> None:
+        """Do what comes after the change was refused."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Commit(Write[Committed]):
+    """One part of a commit, which is all of it: scopes here are atomic one by one."""
+
+    part: Part
+    commit_id: int
+    locks: MachineLocks
+    lease: Lease | None
+    release: bool
+    once: OnceRecord | None
+
+    @property
+    def frees(self) -> bool:
+        """See `Write.frees`."""
+        part = self.part
+        return not (part.puts or part.appends or part.edits or part.increments)
+
+    def make(self, held: Held, now: float) -> tuple[Json | None, Committed]:
+        """See `Write.make`."""
+        part, image, lease, once = self.part, held.image, self.lease, self.once
+        if lease is not None and not self.locks.holds(lease.scope.text, lease.nonce):
+            raise LeaseLostError(
+                f"The turn of {lease.scope} was given up or taken over; nothing was stored.",
+                scope=lease.scope,
+                remedy="Run the handler again.",
+            )
+        own = lease is not None and lease.scope == part.scope and part.birth == image.birth
+        alive = image.alive(now) or (own and image.stamp is not None)
+        op: Json = {"op": "commit", "at": now, "commit": f"{self.commit_id:016x}", "alive": alive}
+        op["part"] = orjson.Fragment(dump(encode_part(part), f"The change of {part.scope}"))
+        if once is not None:
+            op["once"] = orjson.Fragment(dump(encode_once(once), f"The key of {part.scope}"))
+        if part.clear or not alive:
+            op["lineage"] = secrets.token_hex(16)
+        image.validate(part, now, alive=alive)
+        if once is not None and alive and image.known_once(once.key, now) is not None:
+            raise ConflictError(f"{once.key!r} is done already in {part.scope}.", scope=part.scope, what="once")
+        if image.stamp is None and part.clear and not (part.puts or part.increments or part.appends):
+            return None, Committed(None, 0, {}, {})
+        return op, held.commit(part, op, commit_id=self.commit_id, at=now, alive=alive, once=once)
+
+    def finish(self) -> None:
+        """Give the turn back."""
+        if self.lease is not None and self.release:
+            self.locks.leave(self.lease.scope.text, self.lease.nonce)
+
+
+@dataclass(slots=True)
+class Push(Write[Snapshot]):
+    """Moves a state's expiry and reads it."""
+
+    touch: float | None
+    lease: LeaseRequest | None
+    view: Callable[[Held, float], Snapshot]
+
+    def make(self, held: Held, now: float) -> tuple[Json | None, Snapshot]:
+        """See `Write.make`."""
+        to = pushed_expiry(held, now, self.lease, self.touch)
+        op = None if to is None else held.expire(to)
+        return op, self.view(held, now)
+
+
+@dataclass(slots=True)
+class Fail(Write[None]):
+    """Keeps what a failed turn left."""
+
+    data: bytes
+
+    def make(self, held: Held, now: float) -> tuple[Json | None, None]:
+        """See `Write.make`."""
+        return held.fail(self.data, now), None
+
+
+@dataclass(slots=True)
+class Drop(Write[bool]):
+    """Removes a state that nobody holds the turn of."""
+
+    scope: StateScope
+    stamp: Stamp | None
+    locks: MachineLocks
+    nonce: int = field(default_factory=lambda: secrets.randbits(62) + 1)
+
+    @property
+    def frees(self) -> bool:
+        """See `Write.frees`."""
+        return True
+
+    def make(self, held: Held, now: float) -> tuple[Json | None, bool]:
+        """See `Write.make`."""
+        image = held.image
+        if not image.alive(now) or (self.stamp is not None and image.stamp != self.stamp):
+            return None, False
+        if not self.locks.try_take(self.scope.text, self.nonce, "drop"):
+            return None, False
+        return held.drop(now), True
+
+    def finish(self) -> None:
+        """Give the turn back."""
+        self.locks.leave(self.scope.text, self.nonce)
+
+    fail = finish
+
+
+@dataclass(slots=True)
+class SweptScope:
+    """What a sweep removed of one scope."""
+
+    dropped: bool = False
+    entries: int = 0
+    items: int = 0
+
+
+@dataclass(slots=True)
+class Sweep(Write[SweptScope]):
+    """Removes what has expired of a state. The caller holds its turn."""
+
+    limit: int
+
+    @property
+    def frees(self) -> bool:
+        """See `Write.frees`."""
+        return True
+
+    def make(self, held: Held, now: float) -> tuple[Json | None, SweptScope]:
+        """See `Write.make`."""
+        image = held.image
+        if image.stamp is None:
+            return None, SweptScope()
+        if not image.alive(now):
+            return held.drop(now), SweptScope(dropped=True)
+        op, entries, items = held.sweep(now, self.limit)
+        return op, SweptScope(entries=entries, items=items)
+
+
+def pushed_expiry(held: Held, now: float, lease: LeaseRequest | None, touch: float | None) -> float | None:
+    """Return to when a read moves the expiry, ``None`` when it doesn't."""
+    before = held.image.expires_at
+    if before is None or not held.image.alive(now):
+        return None
+    to = now + touch if touch is not None and before - now < touch / 2 else before
+    if lease is not None:
+        to = max(to, now + lease.seconds)
+    return to if to != before else None

@@ -1,0 +1,184 @@
+"""The snapshot of a state (``state.json``) and the archive of its log items (``items-….jsonl``).
+
+The snapshot holds everything but the values of log items; those are copied from the log to the
+archive once, so that a snapshot costs what the entries weigh, however long the history is. The
+archive is a chain of sealed lines, each of which says from which position on its items replace
+what an earlier line said. The snapshot names the archive with its length and last digest:
+whatever an interrupted snapshot left behind these doesn't count.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import orjson
+
+from agentstate.storage.file_codec import (
+    decode_entry,
+    decode_item,
+    decode_once,
+    decode_stamp,
+    decode_value,
+    encode_entry,
+    encode_item,
+    encode_once,
+    encode_stamp,
+    encode_value,
+    some_stamp,
+)
+from agentstate.storage.file_held import Held
+from agentstate.storage.file_lines import read_lines, seal
+from agentstate.storage.image import Image, Log
+from agentstate.storage.protocol import KNOWN_COMMITS, LogItem
+
+if TYPE_CHECKING:
+    from agentstate.scope import StateScope
+    from agentstate.storage.file_lines import Json
+
+__all__ = ["Archive", "archived", "decode_state", "encode_state", "worth_rewriting"]
+
+LINE_ITEMS: Final = 256
+ITEM_OVERHEAD: Final = 120
+SLACK: Final = 64 * 1024
+
+Items = dict[str, tuple[int, list[tuple[LogItem, bool]]]]
+
+
+class Archive(NamedTuple):
+    """Which bytes hold the items: a file's name, how much of it counts, its last digest."""
+
+    file: str
+    size: int
+    sum: str
+
+
+def archived(image: Image, archive: Archive, *, anew: bool) -> tuple[bytes, Archive]:
+    """Return what to write behind ``archive``, and the archive with it.
+
+    Args:
+        image: whose items to write.
+        archive: what is there already.
+        anew: write all items, not only those that changed.
+    """
+    lines: list[bytes] = []
+    total = archive.sum
+    for name, log in image.logs.items():
+        start = log.first if anew else max(log.first, log.settled + 1)
+        for at in range(start, log.head + 1, LINE_ITEMS):
+            items = log.slice(at, at + LINE_ITEMS)
+            rows = [encode_item(item, unique=log.ids.get(item.id) == item.seq) for item in items]
+            line, total = seal(orjson.dumps({"log": name, "from": at, "items": rows}), total)
+            lines.append(line)
+    data = b"".join(lines)
+    return data, Archive(archive.file, archive.size + len(data), total)
+
+
+def worth_rewriting(image: Image, size: int) -> bool:
+    """Return whether an archive of ``size`` bytes is mostly items that are no more."""
+    alive = sum(log.size * 4 // 3 + ITEM_OVERHEAD * len(log.items) for log in image.logs.values())
+    return size > 2 * alive + SLACK
+
+
+def _read_items(data: bytes, archive: Archive) -> Items:
+    lines = read_lines(data, "")
+    if not lines or lines[-1].end != archive.size or lines[-1].sum != archive.sum:
+        raise ValueError(f"{archive.file} has other lines than the snapshot says")
+    logs: Items = {}
+    for line in lines:
+        at = line.body["from"]
+        first, items = logs.get(line.body["log"], (at, []))
+        if not first <= at <= first + len(items):
+            first, items = at, []
+        del items[at - first :]
+        items.extend(decode_item(row) for row in line.body["items"])
+        logs[line.body["log"]] = (first, items)
+    return logs
+
+
+# -- the snapshot ----------------------------------------------------------------------------
+
+
+def encode_state(held: Held, archive: Archive | None) -> Json:
+    """Return everything but the values of log items."""
+    image = held.image
+    return {
+        "version": image.version,
+        "stamp": encode_stamp(image.stamp),
+        "birth": f"{image.birth:016x}",
+        "lineage": held.lineage,
+        "owner": image.owner,
+        "parent": image.parent,
+        "labels": image.labels,
+        "created_at": image.created_at,
+        "updated_at": image.updated_at,
+        "expires_at": image.expires_at,
+        "gone_at": held.gone_at,
+        "floor": held.floor,
+        "records": held.records,
+        "entries": [encode_entry(at, entry) for at, entry in image.entries.items()],
+        "sections": {name: str(stamp) for name, stamp in image.sections.items()},
+        "logs": {name: _encode_log(log) for name, log in image.logs.items()},
+        "commits": [str(stamp) for stamp in image.commits],
+        "once": [encode_once(once) for once in image.once.values()],
+        "failures": [[at, encode_value(data)] for at, data in held.failures],
+        "items": None if archive is None else list(archive),
+    }
+
+
+def _encode_log(log: Log) -> Json:
+    blank = [item.position for item in log.items if not item.value and item.expires_at is not None]
+    return {"stamp": str(log.stamp), "first": log.first, "head": log.head, "next": log.next_seq, "blank": blank}
+
+
+def decode_state(scope: StateScope, data: Json, items: bytes) -> Held:
+    """Return the state of a snapshot, with the bytes of its archive.
+
+    Raises:
+        ValueError: the two don't fit (so do its relatives `KeyError` and `TypeError`).
+    """
+    found = _read_items(items, Archive(*data["items"])) if data["items"] is not None else {}
+    entries = dict(decode_entry(row) for row in data["entries"])
+    once = [decode_once(row) for row in data["once"]]
+    image = Image(
+        scope,
+        version=data["version"],
+        stamp=decode_stamp(data["stamp"]),
+        birth=int(data["birth"], 16),
+        owner=data["owner"],
+        parent=data["parent"],
+        labels=data["labels"],
+        created_at=data["created_at"],
+        updated_at=data["updated_at"],
+        expires_at=data["expires_at"],
+        entries=entries,
+        sections={name: some_stamp(stamp) for name, stamp in data["sections"].items()},
+        logs={name: _decode_log(name, row, found) for name, row in data["logs"].items()},
+        entry_bytes=sum(
+            len(key) + (8 if isinstance(entry.value, int) else len(entry.value)) for (_, key), entry in entries.items()
+        ),
+        commits=deque((some_stamp(stamp) for stamp in data["commits"]), maxlen=KNOWN_COMMITS),
+        once={one.key: one for one in once},
+    )
+    failures = [(at, decode_value(value)) for at, value in data["failures"]]
+    held = Held(image, data["lineage"], data["floor"], data["records"], failures, gone_at=data["gone_at"])
+    held.find_due()
+    return held
+
+
+def _decode_log(name: str, data: Json, found: Items) -> Log:
+    first, head = data["first"], data["head"]
+    start, rows = found.get(name, (first, []))
+    kept = rows[max(first - start, 0) : max(head + 1 - start, 0)]
+    if len(kept) != head + 1 - first:
+        raise ValueError(f"the log {name!r} has {len(kept)} of its {head + 1 - first} items")
+    items: list[LogItem] = []
+    ids: dict[str, int] = {}
+    blank: set[int] = set(data["blank"])
+    for item, unique in kept:
+        gone = item.position in blank
+        items.append(item._replace(value=b"") if gone else item)
+        if unique and not gone:
+            ids[item.id] = item.seq
+    size = sum(len(item.value) for item in items)
+    return Log(some_stamp(data["stamp"]), first, data["next"], size, items, ids, head)

@@ -1,0 +1,193 @@
+"""Writing the files of a scope: appending to its log, and beginning the log anew behind a snapshot.
+
+`append` is atomic: a line counts once it is whole, and one that couldn't be written or synced
+is cut off again. `rotate` can be interrupted between any two steps: the new snapshot takes the
+old one's place in one step, log lines that it covers are skipped by their number, and the old
+log keeps a name until nobody needs its records.
+
+The caller holds the scope's lock, and has refreshed the image. All of it blocks.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import orjson
+
+from agentstate.storage.file_lines import Json, read_lines, seal
+from agentstate.storage.file_scope import FORMAT, HEADER_BYTES, ROTATE_BYTES, SnapshotFile, look, look_at
+from agentstate.storage.file_snapshot import Archive, archived, encode_state, worth_rewriting
+from agentstate.storage.protocol import JOURNAL_COUNT
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from agentstate.storage.file_scope import ScopeFiles
+
+__all__ = ["UndecidedError", "append", "rotate", "rotation_due", "segments"]
+
+ROTATE_FACTOR: Final = 2
+
+
+class UndecidedError(Exception):
+    """A line was written, its sync failed, and it couldn't be taken back."""
+
+
+def append(files: ScopeFiles, ops: Sequence[Json], *, synced: bool) -> None:
+    """Append one line with these operations, already applied to the image.
+
+    Args:
+        files: whose log.
+        ops: what was done.
+        synced: return only when the line has reached the disk.
+
+    Raises:
+        OSError: nothing was stored; the image must be forgotten.
+        UndecidedError: whether it was stored can't be told.
+    """
+    data, after = (b"", files.sum) if files.end else seal(_header(files))
+    line, after = seal(orjson.dumps({"n": files.n + 1, "ops": ops}), after)
+    data += line
+    made = _make_directories(files) if files.seen is None else []
+    descriptor = files.disk.open(files.log_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    try:
+        _write(files, descriptor, data, made if synced else None)
+        files.seen = look_at(descriptor)
+    finally:
+        files.disk.close(descriptor)
+    files.n, files.sum, files.end = files.n + 1, after, files.end + len(data)
+
+
+def _write(files: ScopeFiles, descriptor: int, data: bytes, made: Sequence[str] | None) -> None:
+    disk, written = files.disk, False
+    try:
+        disk.write(descriptor, data)
+        written = True
+        if made is not None:
+            disk.sync(descriptor)
+            for path in made:
+                disk.sync_directory(path)
+    except OSError as error:
+        try:
+            disk.truncate(descriptor, files.end)
+        except OSError:
+            # What is left of a line that isn't whole is cut by whoever writes next.
+            if written:
+                raise UndecidedError from error
+        raise
+
+
+def _make_directories(files: ScopeFiles) -> list[str]:
+    """Make the scope's directory, and return the directories that have new names in them."""
+    own = Path(files.path)
+    made = [path for path in (own.parent.parent, own.parent, own) if files.disk.make_directory(str(path))]
+    return [str(own), *(str(path.parent) for path in made)]
+
+
+def _header(files: ScopeFiles) -> bytes:
+    assert files.held is not None
+    return orjson.dumps(
+        {
+            "format": FORMAT,
+            "scope": files.scope.text,
+            "n": files.n,
+            "version": files.held.image.version,
+            "records": files.held.records,
+            "after": files.sum,
+        }
+    )
+
+
+# -- beginning anew --------------------------------------------------------------------------
+
+
+def rotation_due(files: ScopeFiles) -> bool:
+    """Return whether the log has grown so long that a snapshot is worth its bytes."""
+    seen = files.snapshot.seen
+    return files.end > max(files.rotate_from, ROTATE_FACTOR * seen.size if seen is not None else 0)
+
+
+def rotate(files: ScopeFiles) -> None:
+    """Write a snapshot, begin the log anew, and remove what nobody needs any more."""
+    if look(files.state_path) != files.snapshot.seen:
+        files.forget()
+        files.refresh(locked=True)
+    if files.n == files.base:
+        return
+    if files.snapshot.n < files.n:
+        _write_snapshot(files)
+    disk = files.disk
+    # It exists already, as the same file, when a crash came between this step and the next.
+    with suppress(FileExistsError):
+        disk.link(files.log_path, f"{files.path}/journal-{files.base:012d}.jsonl")
+    line, after = seal(_header(files))
+    disk.write_new(files.log_path, line)
+    disk.sync_directory(files.path)
+    files.base, files.sum, files.end, files.seen = files.n, after, len(line), look(files.log_path)
+    files.rotate_from = ROTATE_BYTES
+    _prune(files)
+
+
+def _write_snapshot(files: ScopeFiles) -> None:
+    assert files.held is not None
+    archive = _archive(files)
+    head = {"format": FORMAT, "scope": files.scope.text, "n": files.n, "sum_at_n": files.sum}
+    line, _ = seal(orjson.dumps({**head, **encode_state(files.held, archive)}))
+    files.disk.write_new(files.state_path, line)
+    files.disk.sync_directory(files.path)
+    files.snapshot = SnapshotFile(look(files.state_path), files.n, files.sum, archive)
+    files.settle()
+
+
+def _archive(files: ScopeFiles) -> Archive | None:
+    """Bring the archive of log items up to the image."""
+    assert files.held is not None
+    image, old = files.held.image, files.snapshot.archive
+    if not image.logs:
+        return None
+    anew = old is None or worth_rewriting(image, old.size)
+    base = Archive(f"items-{files.n:012d}.jsonl", 0, "") if old is None or anew else old
+    data, archive = archived(image, base, anew=anew)
+    if data or anew:
+        descriptor = files.disk.open(f"{files.path}/{base.file}", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        try:
+            files.disk.truncate(descriptor, base.size)
+            files.disk.write(descriptor, data)
+            files.disk.sync(descriptor)
+        finally:
+            files.disk.close(descriptor)
+        if anew:
+            files.disk.sync_directory(files.path)
+    return archive
+
+
+def segments(files: ScopeFiles) -> list[str]:
+    """Return the paths of the earlier logs, oldest first."""
+    return sorted(str(path) for path in Path(files.path).glob("journal-*.jsonl"))
+
+
+def _prune(files: ScopeFiles) -> None:
+    assert files.held is not None
+    held, keep = files.held, files.snapshot.archive
+    for stale in (*Path(files.path).glob("items-*.jsonl"), *Path(files.path).glob("*.tmp")):
+        if keep is None or stale.name != keep.file:
+            files.disk.unlink(str(stale))
+    version, records = held.image.version, held.records
+    for path in reversed(segments(files)):
+        first = _segment_header(files, path)
+        useful = first["records"] < records and held.records - records < JOURNAL_COUNT and version > held.floor
+        if not useful:
+            files.disk.unlink(path)
+        version, records = first["version"], first["records"]
+
+
+def _segment_header(files: ScopeFiles, path: str) -> Json:
+    descriptor = files.disk.open(path, os.O_RDONLY)
+    try:
+        lines = read_lines(files.disk.read(descriptor, 0, HEADER_BYTES), "")
+    finally:
+        files.disk.close(descriptor)
+    return lines[0].body
