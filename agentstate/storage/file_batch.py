@@ -51,15 +51,19 @@ def perform(
     root: Root, files: ScopeFiles, writes: Sequence[Write[Any]], deliver: Callable[[Sequence[Outcome]], None]
 ) -> None:
     """Make these writes of one scope, in order; ``deliver`` hears how each ended."""
-    name = Path(files.path).name
     with ExitStack() as stack:
         try:
-            stack.enter_context(root.writing(name))
+            stack.enter_context(root.writing(files.name))
         except StorageError as error:
             deliver(_finished(writes, [Outcome(error=error)] * len(writes)))
             return
-        deliver(_finished(writes, _store_or_spend(root, files, name, writes)))
-        _tidy(root, files)
+        outcomes = _finished(writes, _store_or_spend(root, files, writes))
+        late = _tidy_due(files)
+        if late:
+            deliver(outcomes)
+            _tidy(root, files)
+    if not late:
+        deliver(outcomes)
     root.tidy()
 
 
@@ -72,44 +76,44 @@ def _finished(writes: Sequence[Write[Any]], outcomes: list[Outcome]) -> list[Out
     return outcomes
 
 
-def _store_or_spend(root: Root, files: ScopeFiles, name: str, writes: Sequence[Write[Any]]) -> list[Outcome]:
+def _store_or_spend(root: Root, files: ScopeFiles, writes: Sequence[Write[Any]]) -> list[Outcome]:
     """Store; what makes room and finds none is tried again with the reserve."""
-    outcomes = _store(root, files, name, writes)
+    outcomes = _store(root, files, writes)
     again = [
         k
         for k, (write, outcome) in enumerate(zip(writes, outcomes, strict=True))
         if write.frees and isinstance(outcome.error, StorageFullError)
     ]
     if again and root.spend_reserve():
-        for k, outcome in zip(again, _store(root, files, name, [writes[k] for k in again]), strict=True):
+        for k, outcome in zip(again, _store(root, files, [writes[k] for k in again]), strict=True):
             outcomes[k] = outcome
         root.fill_reserve()
     return outcomes
 
 
-def _store(root: Root, files: ScopeFiles, name: str, writes: Sequence[Write[Any]]) -> list[Outcome]:
+def _store(root: Root, files: ScopeFiles, writes: Sequence[Write[Any]]) -> list[Outcome]:
     try:
         held = root.locked(files)
-        told = _mark(root, files, name)
+        told = _mark(root, files)
     except StateError as error:
         return [Outcome(error=error)] * len(writes)
     outcomes, ops = _make(files, held, writes, root.clock())
     failed = _append(root, files, ops) if ops else None
     if failed is None:
         if told and (not ops or _announce(root, files, ops)):
-            root.unmark(name)
+            root.unmark(files.name)
         return outcomes
     files.forget()
     if told and not failed.undecided:
-        root.unmark(name)
+        root.unmark(files.name)
     pairs = zip(writes, outcomes, strict=True)
     return [outcome if outcome.error else Outcome(error=failed.error_of(write, files)) for write, outcome in pairs]
 
 
-def _mark(root: Root, files: ScopeFiles, name: str) -> bool:
+def _mark(root: Root, files: ScopeFiles) -> bool:
     """Mark the scope, and return whether the feed knows all of it so far."""
     with root.reading(files):
-        if not root.mark(name):
+        if not root.mark(files.name):
             return True
         try:
             announce_missing(root, files)
@@ -186,19 +190,23 @@ def announce_missing(root: Root, files: ScopeFiles) -> None:
 # -- afterwards ------------------------------------------------------------------------------
 
 
-def _tidy(root: Root, files: ScopeFiles) -> None:
-    """Begin a long log anew, and remove the bytes of a state that was dropped."""
+def _dropped(files: ScopeFiles) -> bool:
     held = files.held
-    if held is None:
-        return
-    dropped = held.image.stamp is None and held.gone_at is not None and files.n > files.base
-    if not dropped and not rotation_due(files):
-        return
+    return held is not None and held.image.stamp is None and held.gone_at is not None and files.n > files.base
+
+
+def _tidy_due(files: ScopeFiles) -> bool:
+    """Whether the log is long, or holds the bytes of a state that was dropped."""
+    return files.held is not None and (rotation_due(files) or _dropped(files))
+
+
+def _tidy(root: Root, files: ScopeFiles) -> None:
+    """Begin the log anew, behind a snapshot."""
     try:
         try:
             rotate(files)
         except OSError as error:
-            if not dropped or error.errno not in FULL or not root.spend_reserve():
+            if not _dropped(files) or error.errno not in FULL or not root.spend_reserve():
                 raise
             rotate(files)
             root.fill_reserve()

@@ -42,7 +42,7 @@ CHUNK: Final = 256 * 1024
 LOCK_SECONDS: Final = 30.0
 
 
-_locks: set[int] = set()
+_inherited: set[int] = set()
 
 
 class _File(NamedTuple):
@@ -60,12 +60,13 @@ class Feed:
         damaged: something in it isn't what was written, or it is missing.
     """
 
-    def __init__(self, path: str, lock_path: str, disk: Disk) -> None:
+    def __init__(self, path: str, disk: Disk) -> None:
         """Know nothing yet; the first refresh reads the file."""
         self.path = path
-        self._lock_path = lock_path
         self._disk = disk
         self._lock = threading.Lock()
+        self._appending = threading.Lock()
+        self._descriptor = -1
         self._limit = 0
         self._begin()
 
@@ -93,35 +94,54 @@ class Feed:
     def append(self, body: Json) -> bool:
         """Add one line, and return whether the feed has grown enough for `compact`."""
         line, _ = seal(orjson.dumps(body))
-        with self._locked(fcntl.LOCK_SH):
-            descriptor = self._disk.open(self.path, os.O_WRONLY | os.O_APPEND)
-            try:
-                self._disk.write(descriptor, line)
-                return 0 < self._limit < os.lseek(descriptor, 0, os.SEEK_CUR)
-            finally:
-                self._disk.close(descriptor)
+        with self._appending, self._locked(fcntl.LOCK_SH) as descriptor:
+            self._disk.write(descriptor, line)
+            return 0 < self._limit < os.lseek(descriptor, 0, os.SEEK_CUR)
 
     @contextmanager
-    def _locked(self, kind: int) -> Generator[None]:
-        descriptor = self._disk.open(self._lock_path, os.O_RDWR | os.O_CREAT)
-        _locks.add(descriptor)
+    def _locked(self, kind: int) -> Generator[int]:
+        """Open the feed with a lock of its own; the caller holds ``_appending``."""
         until = time.monotonic() + LOCK_SECONDS
+        while not self._lock_file(kind):
+            if time.monotonic() > until:
+                raise StorageUnavailableError(
+                    f"{self.path} was locked for {LOCK_SECONDS:g} s.",
+                    remedy="Another process is compacting it: let it go on, or end it.",
+                )
+            time.sleep(0.001)
         try:
-            while not _flock(descriptor, kind):
-                if time.monotonic() > until:
-                    raise StorageUnavailableError(
-                        f"{self.path} was locked for {LOCK_SECONDS:g} s.",
-                        remedy="Another process is compacting it: let it go on, or end it.",
-                    )
-                time.sleep(0.001)
-            yield
+            yield self._descriptor
         finally:
-            _locks.discard(descriptor)
-            self._disk.close(descriptor)
+            fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+
+    def _lock_file(self, kind: int) -> bool:
+        """Lock the file that has the feed's name now, unless another process forbids."""
+        if self._descriptor < 0:
+            self._descriptor = self._disk.open(self.path, os.O_WRONLY | os.O_APPEND)
+            _inherited.add(self._descriptor)
+        try:
+            fcntl.flock(self._descriptor, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        if os.lstat(self.path).st_ino == os.fstat(self._descriptor).st_ino:
+            return True
+        self._close()
+        return False
+
+    def _close(self) -> None:
+        if self._descriptor >= 0:
+            _inherited.discard(self._descriptor)
+            self._disk.close(self._descriptor)
+            self._descriptor = -1
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._appending:
+            self._close()
 
     def compact(self) -> None:
         """Put the directory in front of the newest lines, and let go of the others."""
-        with self._locked(fcntl.LOCK_EX), self._lock, self._opened() as descriptor:
+        with self._appending, self._locked(fcntl.LOCK_EX), self._lock, self._opened() as descriptor:
             if self._end <= self._limit:
                 return
             start = max(self._file.origin, self._end - KEPT_BYTES)
@@ -138,7 +158,8 @@ class Feed:
 
     def restart(self) -> None:
         """Begin an empty feed in place of a damaged one. Its positions are beyond all earlier ones."""
-        with self._locked(fcntl.LOCK_EX), self._lock:
+        with self._appending, self._lock:
+            self._close()
             self._disk.write_new(self.path, _header(time.time_ns() // 1000, 0, 0))
             self._begin()
 
@@ -263,14 +284,6 @@ def _limit(size: int) -> int:
     return 2 * max(size, KEPT_BYTES)
 
 
-def _flock(descriptor: int, kind: int) -> bool:
-    try:
-        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
 def _lines(data: bytes) -> Iterator[tuple[int, Json | None]]:
     """Return the complete lines of the feed with their sizes, ``None`` for one that is damaged."""
     at = 0
@@ -299,9 +312,9 @@ def _parse_cursor(cursor: str | None) -> tuple[int, int]:
 
 def _forked() -> None:
     """In a forked child: close what would keep its parent's locks alive."""
-    for descriptor in _locks:
+    for descriptor in _inherited:
         os.close(descriptor)
-    _locks.clear()
+    _inherited.clear()
 
 
 os.register_at_fork(after_in_child=_forked)

@@ -5,7 +5,7 @@
     store.json     what this is: the format number, written last when the store is made
     boot           during which boot of the machine the feed was last known to be complete
     scopes/ab/cd/  one directory per scope, named by a hash of its address
-    feed.jsonl     all commits in their order (feed.lock guards its compaction)
+    feed.jsonl     all commits in their order
     inflight/      a mark for every scope that is being written
     locks/         turns, and the locks of writers
     quarantine/    copies of what was found damaged
@@ -21,7 +21,7 @@ import logging
 import os
 import shutil
 import time
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -70,7 +70,8 @@ class Root:
         self.disk = disk
         self.synced = synced
         self.clock = clock
-        self.feed = Feed(self.path("feed.jsonl"), self.path("feed.lock"), disk)
+        self.feed = Feed(self.path("feed.jsonl"), disk)
+        self._inflight = self.path("inflight")
         self._allow_network_fs = allow_network_fs
         self._locks: MachineLocks | None = None
         self._long_feed = False
@@ -170,7 +171,8 @@ class Root:
             self.disk.close(descriptor)
 
     def close(self) -> None:
-        """Give back the turns."""
+        """Give back the turns, and close the feed."""
+        self.feed.close()
         if self._locks is not None:
             self._locks.close()
 
@@ -184,11 +186,9 @@ class Root:
         """Return the files of a scope, unread."""
         return ScopeFiles(scope, self.scope_path(name_of(scope)), self.disk)
 
-    @contextmanager
-    def writing(self, name: str, seconds: float = WRITE_SECONDS) -> Generator[None]:
+    def writing(self, name: str, seconds: float = WRITE_SECONDS) -> AbstractContextManager[None]:
         """Be the only writer of a scope while inside."""
-        with self.locks.exclusive(f"write:{name}", seconds):
-            yield
+        return self.locks.exclusive(f"write:{name}", seconds)
 
     def refreshed(self, files: ScopeFiles) -> Held:
         """Return the image of a scope that is being read only, as it is now.
@@ -201,7 +201,7 @@ class Root:
                 return files.refresh(locked=False)
             except (Inconsistent, FileNotFoundError):
                 # Somebody may be writing; with the lock it is certain.
-                with self.writing(Path(files.path).name):
+                with self.writing(files.name):
                     return self.locked(files)
 
     def locked(self, files: ScopeFiles) -> Held:
@@ -263,7 +263,7 @@ class Root:
     def mark(self, name: str) -> bool:
         """Note that a scope is being written; return whether that was noted already, by one that died."""
         try:
-            self.disk.close(self.disk.open(self.path("inflight", name), os.O_WRONLY | os.O_CREAT | os.O_EXCL))
+            self.disk.make_mark(f"{self._inflight}/{name}")
         except FileExistsError:
             return True
         return False
@@ -272,7 +272,7 @@ class Root:
         """Note that a scope's write is in the feed."""
         # A mark that stays costs the next writer a look, no more.
         with suppress(OSError):
-            self.disk.unlink(self.path("inflight", name))
+            self.disk.unlink(f"{self._inflight}/{name}")
 
     def marks(self) -> list[str]:
         """Return the names of scopes that are being written, or were when their writer died."""

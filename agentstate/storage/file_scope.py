@@ -96,6 +96,7 @@ class ScopeFiles:
     """One scope's files.
 
     Attributes:
+        name: of the directory.
         held: the state as far as it was read, ``None`` when that has to be done anew.
         n: number of the last line applied to it; the log begins after line ``base``.
         sum: digest of the log's last line.
@@ -109,6 +110,7 @@ class ScopeFiles:
         """Know nothing yet of the files in ``path``."""
         self.scope = scope
         self.path = path
+        self.name = Path(path).name
         self.log_path = f"{path}/log.jsonl"
         self.state_path = f"{path}/state.json"
         self.disk = disk
@@ -142,6 +144,8 @@ class ScopeFiles:
             Inconsistent: they don't fit together; without the lock this proves nothing.
             NewerFormatError: a newer release wrote them.
         """
+        if self.held is not None and self.fresh() and not (locked and self.seen and self.seen.size != self.end):
+            return self.held
         try:
             if self.held is None or not self._extended(locked=locked):
                 return self._load(locked=locked)

@@ -181,13 +181,12 @@ def _sweep_scope(root: Root, scope: StateScope, limit: int) -> SweptScope | None
 
 def _set_due(root: Root, files: ScopeFiles) -> None:
     """Tell the feed when to sweep this next, or remove the files of a state that is gone and its tombstone with it."""
-    name = Path(files.path).name
-    with root.writing(name), root.translated("remove the state", files.path):
+    with root.writing(files.name), root.translated("remove the state", files.path):
         held = root.locked(files)
         root.feed.refresh()
         known = root.feed.known(files.scope)
         if held.image.stamp is None and (held.due is None or held.due <= root.clock()):
-            _remove(root, name, files.scope)
+            _remove(root, files.name, files.scope)
         elif known is None or known.due != held.due:
             root.tell(announcement(files, []))
 
