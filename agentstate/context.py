@@ -16,7 +16,7 @@ from agentstate.models import ConversationState, Message
 from agentstate.randomness import random_bits
 from agentstate.scope import StateScope
 from agentstate.state import history
-from agentstate.state.buffer import MISSING
+from agentstate.state.buffer import MISSING, Buffer
 from agentstate.state.record import Origin
 from agentstate.state.settings import TurnSettings
 from agentstate.state.store import Store, not_found
@@ -125,6 +125,11 @@ class ConversationContext:
     def _joined(self, scope: StateScope) -> Frame | None:
         return self._frame if self._frame is not None else Frame.joined(self._store, scope)
 
+    def _ready(self, context_id: str) -> Buffer | None:
+        """Return the buffer that serves this call without waiting for anything, if there is one."""
+        frame = self._frame
+        return frame.ready(context_id) if frame is not None else None
+
     async def _run(self, context_id: str, operation: Callable[..., Awaitable[R]], *args: Any, **kwargs: Any) -> R:
         scope = self.scope_of(context_id)
         frame = self._joined(scope)
@@ -181,7 +186,9 @@ class ConversationContext:
             default: returned, as it is, when the variable is absent.
             as_type: a pydantic model or any type pydantic knows: the value is validated as it.
         """
-        value = await self._run(context_id, Frame.get, (VARIABLES, key))
+        buffer = self._ready(context_id)
+        at = (VARIABLES, key)
+        value = buffer.get(at) if buffer is not None else await self._run(context_id, Frame.get, at)
         if value is MISSING:
             return default
         return value if as_type is None else as_type_of(value, as_type, key)
@@ -196,7 +203,11 @@ class ConversationContext:
         Raises:
             UnsupportedValueError: the value would not come back the same; the error says where.
         """
-        await self._run(context_id, Frame.set, (VARIABLES, key), value, ttl)
+        buffer = self._ready(context_id)
+        if buffer is not None:
+            buffer.put((VARIABLES, key), value, ttl)
+        else:
+            await self._run(context_id, Frame.set, (VARIABLES, key), value, ttl)
 
     async def set_variables(self, context_id: str, values: Mapping[str, Any] | None = None, /, **more: Any) -> None:
         """Set several variables as one change."""
@@ -255,6 +266,9 @@ class ConversationContext:
             fields: ``tool_calls``, ``tool_call_id``, ``name``, ``timestamp``.
         """
         message = self._message(role, content, metadata, message_id, fields)
+        buffer = self._ready(context_id)
+        if buffer is not None:
+            return history.append(buffer, message, ttl=ttl, unique=message_id is not None)
         return await self._run(context_id, history.add, message, ttl=ttl, unique=message_id is not None)
 
     async def add_messages(self, context_id: str, messages: Iterable[Message | Mapping[str, Any]]) -> list[Message]:
@@ -272,10 +286,7 @@ class ConversationContext:
     def _message(
         self, role: str, content: Any, metadata: Mapping[str, Any] | None, own_id: str | None, fields: dict[str, Any]
     ) -> Message:
-        timestamp = fields.pop("timestamp", None)
-        return Message.new(
-            role, content, id=own_id, metadata=metadata, timestamp=timestamp, now=self._store.clock(), **fields
-        )
+        return Message.new(role, content, id=own_id, metadata=metadata, now=self._store.clock(), **fields)
 
     async def get_history(
         self,

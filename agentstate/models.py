@@ -155,7 +155,7 @@ class Message(_View):
         Raises:
             DamagedStateError: it is no message.
         """
-        if not data.keys() >= _REQUIRED:
+        if not ("role" in data and "content" in data and "timestamp" in data and "id" in data and "metadata" in data):
             missing = ", ".join(sorted(_REQUIRED - data.keys()))
             raise DamagedStateError(
                 f"Item {position} of a history is no message: it has no {missing}.",

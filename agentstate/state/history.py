@@ -15,6 +15,7 @@ from agentstate.state.logbuffer import Pending
 
 if TYPE_CHECKING:
     from agentstate.scope import StateScope
+    from agentstate.state.buffer import Buffer
     from agentstate.state.turn import Frame
     from agentstate.storage.protocol import LogItem
 
@@ -35,9 +36,12 @@ def position_of(place: int | Message) -> int:
 
 async def add(frame: Frame, scope: StateScope, message: Message, *, ttl: float | None, unique: bool) -> Message:
     """Append a message; return it with its position as this turn sees it."""
-    buffer = await frame.writable(scope)
-    value = message.to_bytes()
-    position = buffer.log(LOG).append(Pending(message.id, value, ttl, unique))
+    return append(await frame.writable(scope), message, ttl=ttl, unique=unique)
+
+
+def append(buffer: Buffer, message: Message, *, ttl: float | None, unique: bool) -> Message:
+    """Append a message to a buffer that is ready for it."""
+    position = buffer.log(LOG).append(Pending(message.id, message.to_bytes(), ttl, unique))
     return message.at(0, position)
 
 
@@ -85,12 +89,17 @@ async def _first(frame: Frame, scope: StateScope, start: int, limit: int) -> lis
 
 def _live(frame: Frame, items: list[LogItem]) -> list[Message]:
     now = frame.turn.store.clock()
-    return [decode(item) for item in items if item.value and (item.expires_at is None or item.expires_at > now)]
+    live = [item for item in items if item.value and (item.expires_at is None or item.expires_at > now)]
+    values = codec.decode_many([item.value for item in live])
+    return [_message(data, item) for data, item in zip(values, live, strict=True)]
 
 
 def decode(item: LogItem) -> Message:
     """Return the message in a log item."""
-    data: Any = codec.decode(item.value)
+    return _message(codec.decode(item.value), item)
+
+
+def _message(data: Any, item: LogItem) -> Message:
     if not isinstance(data, dict):
         raise DamagedStateError(f"Item {item.position} of a history is no message.")
     return Message.from_json(data, item.seq, item.position)  # pyright: ignore[reportUnknownArgumentType]

@@ -57,6 +57,7 @@ class Store:
         self._wants: dict[tuple[object, ...], Wants] = {}
         # A process-local storage never suspends in a commit, so there is nothing to carry through.
         self._inline = storage.capabilities.leases == "process"
+        self._renews = storage.capabilities.leases == "network"
 
     # -- reading -----------------------------------------------------------------------------
 
@@ -113,7 +114,9 @@ class Store:
             check_owner(snapshot, principal)
             return Turn(self, snapshot, settings, origin, principal=principal, parent=parent)
         started = time.monotonic()
-        ticket = await self._take_ticket(scope, settings, origin, parent)
+        ticket = self._line.take(scope, origin.handler)
+        if ticket is None:
+            ticket = await self._wait_in_line(scope, settings, origin, parent)
         try:
             snapshot = await self._take_turn(ticket, settings, wants, once, started)
         except BaseException:
@@ -129,17 +132,15 @@ class Store:
             raise
         turn = Turn(self, snapshot, settings, origin, principal=principal, parent=parent)
         turn.ticket, turn.lease = ticket, lease
-        if self.storage.capabilities.leases != "machine":
+        if self._renews:
             turn.renewed = renewer.add(self.storage, lease, origin.handler, turn.loop, turn.deadline)
-        log.debug("turn of %s taken by %s after %.3f s", scope, origin.handler, time.monotonic() - started)
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug("turn of %s taken by %s after %.3f s", scope, origin.handler, time.monotonic() - started)
         return turn
 
-    async def _take_ticket(
+    async def _wait_in_line(
         self, scope: StateScope, settings: TurnSettings, origin: Origin, parent: Frame | None
     ) -> Ticket:
-        ticket = self._line.take(scope, origin.handler)
-        if ticket is not None:
-            return ticket
         if settings.turns == "reject":
             raise self._in_progress(scope, self._line.holder(scope))
         return await self._line.wait(
@@ -229,7 +230,8 @@ class Store:
             return ()
         parts = [self._part(turn, scope, buffer.part()) for scope, buffer in changed]
         done = await self._send(turn, parts, release=release)
-        log.debug("%s committed %s as %s", turn.origin.handler, turn.scope, done[0].stamp)
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug("%s committed %s as %s", turn.origin.handler, turn.scope, done[0].stamp)
         if not release:
             for (_, buffer), one in zip(changed, done, strict=True):
                 buffer.committed(one)
@@ -331,12 +333,12 @@ def not_found(scope: StateScope) -> ContextNotFoundError:
     return ContextNotFoundError(f"There is no {scope} for this caller.", scope=scope)
 
 
-_process = f"{socket.gethostname()}:{os.getpid()}"
+_process = f" in {socket.gethostname()}:{os.getpid()}"
 
 
 def _renamed_child() -> None:
     global _process  # noqa: PLW0603 - the child has another process id
-    _process = f"{socket.gethostname()}:{os.getpid()}"
+    _process = f" in {socket.gethostname()}:{os.getpid()}"
 
 
 os.register_at_fork(after_in_child=_renamed_child)
@@ -344,4 +346,4 @@ os.register_at_fork(after_in_child=_renamed_child)
 
 def describe(handler: str) -> str:
     """Name a holder for other processes."""
-    return f"{handler} in {_process}"
+    return f"{handler}{_process}"

@@ -62,6 +62,7 @@ class Turn:
 
     __slots__ = (
         "closed",
+        "context_id",
         "deadline",
         "failure_kept",
         "frame",
@@ -70,6 +71,7 @@ class Turn:
         "loop",
         "once",
         "origin",
+        "plain",
         "principal",
         "renewed",
         "scope",
@@ -92,7 +94,9 @@ class Turn:
         """Begin over a snapshot."""
         self.store = store
         self.scope = snapshot.scope
+        self.context_id = snapshot.scope.id
         self.settings = settings
+        self.plain = settings.commit == "turn" and settings.turns != "read"
         self.origin = origin
         self.lazy = lazy
         self.principal = principal
@@ -197,6 +201,18 @@ class Frame:
         if not self.open:
             raise TurnClosedError(f"The call on {self.turn.scope} that this context belongs to has ended.")
         self.turn.check_open()
+
+    def ready(self, context_id: str) -> Buffer | None:
+        """Return the buffer of the turn's own state if a call on it needs nothing but the buffer.
+
+        That is the usual case: a small state, read whole, in a turn that commits at its end.
+        """
+        turn = self.turn
+        if context_id != turn.context_id or not turn.plain or turn.lazy:
+            return None
+        self.check_open()
+        buffer = self.buffers[turn.scope]
+        return buffer if buffer.snapshot.complete else None
 
     async def buffer(self, scope: StateScope) -> Buffer:
         """Return the buffer of a state; another state than the turn's joins it at its present stamp.

@@ -70,8 +70,9 @@ class MemoryStorage:
         self._lock = threading.Lock()
         self._images: dict[StateScope, Image] = {}
         self._index = ScopeIndex()
+        self._unlisted: dict[StateScope, Image] = {}
         self._failures: dict[StateScope, list[tuple[float, bytes]]] = defaultdict(list)
-        self._feed: list[FeedItem] = []
+        self._feed: list[tuple[StateScope, Stamp | None, float]] = []
         self._feed_start = 0
         self._leases = LeaseTable(clock)
         self._closed = False
@@ -139,7 +140,7 @@ class MemoryStorage:
         if lease is not None:
             image.expires_at = max(image.expires_at, now + lease.seconds)
         if image.expires_at != before:
-            self._index.put(image.info())
+            self._unlisted[image.scope] = image
 
     async def wait_turn(self, scope: StateScope, nonce: int, seconds: float) -> None:
         """See `Storage.wait_turn`."""
@@ -156,7 +157,7 @@ class MemoryStorage:
     ) -> tuple[Committed, ...]:
         """See `Storage.commit`."""
         self._check_open()
-        if len({part.scope for part in parts}) != len(parts):
+        if len(parts) > 1 and len({part.scope for part in parts}) != len(parts):
             raise UnsupportedError("A commit holds one part per scope.")
         if lease is not None:
             self._leases.check(lease)
@@ -187,17 +188,14 @@ class MemoryStorage:
             image = self._images[part.scope] = Image(part.scope)
         done = image.apply(part, commit_id, now, alive=alive, once=once)
         if done.stamp is None:
-            self._index.discard(part.scope)
             self._failures.pop(part.scope, None)
-        else:
-            self._index.put(image.info())
+        self._unlisted[part.scope] = image
         if done.stamp is not None or alive:
             self._add_to_feed(part.scope, done.stamp, now)
         return done
 
     def _add_to_feed(self, scope: StateScope, stamp: Stamp | None, now: float) -> None:
-        number = self._feed_start + len(self._feed) + 1
-        self._feed.append(FeedItem(str(number), scope, stamp, now))
+        self._feed.append((scope, stamp, now))
         if len(self._feed) > FEED_LIMIT:
             self._feed_start += FEED_LIMIT // 2
             del self._feed[: FEED_LIMIT // 2]
@@ -278,6 +276,12 @@ class MemoryStorage:
         """See `Storage.scopes`."""
         self._check_open()
         with self._lock:
+            for scope, image in self._unlisted.items():
+                if image.stamp is None:
+                    self._index.discard(scope)
+                else:
+                    self._index.put(image.info())
+            self._unlisted.clear()
             return self._index.page(query, self._clock())
 
     async def journal(self, scope: StateScope, *, after: int = 0, limit: int = 100) -> tuple[JournalRecord, ...]:
@@ -300,7 +304,8 @@ class MemoryStorage:
         del partition
         with self._lock:
             start = max(int(after) - self._feed_start, 0) if after is not None else 0
-            return tuple(self._feed[start : start + limit])
+            found = enumerate(self._feed[start : start + limit], self._feed_start + start + 1)
+            return tuple(FeedItem(str(number), *one) for number, one in found)
 
     # -- removing --------------------------------------------------------------------------
 
@@ -317,7 +322,7 @@ class MemoryStorage:
 
     def _remove(self, image: Image) -> None:
         image.apply(Part(scope=image.scope, clear=True), 0, self._clock(), alive=True, once=None)
-        self._index.discard(image.scope)
+        self._unlisted[image.scope] = image
         self._failures.pop(image.scope, None)
         self._add_to_feed(image.scope, None, self._clock())
 
