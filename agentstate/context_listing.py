@@ -69,7 +69,7 @@ async def list_page(
         owner=owner,
         updated_before=updated_before,
         updated_after=updated_after,
-        order=cast("Literal['id', 'updated']", order),
+        order=order,
         reverse=reverse,
         cursor=cursor,
         limit=limit,

@@ -123,6 +123,7 @@ class Image:
     def snapshot(self, wants: Wants, now: float, once: str | None) -> Snapshot:
         """Return what was wanted of a live state."""
         small = self.entry_bytes <= wants.inline_bytes
+        chosen: dict[tuple[str, str], Entry] = {}
         if small:
             chosen = {
                 at: entry
@@ -130,9 +131,9 @@ class Image:
                 if (wants.sections is None or at[0] in wants.sections)
                 and (entry.expires_at is None or entry.expires_at > now)
             }
-        else:
+        if not small or wants.sections is not None:
             asked = ((at, self.entry(*at, now)) for at in wants.keys)
-            chosen = {at: entry for at, entry in asked if entry is not None}
+            chosen |= {at: entry for at, entry in asked if entry is not None}
         tails = dict(wants.tails)
         return Snapshot(
             scope=self.scope,

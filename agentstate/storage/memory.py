@@ -211,7 +211,17 @@ class MemoryStorage:
 
     def renew(self, leases: Sequence[Lease], seconds: float) -> Sequence[bool]:
         """See `Storage.renew`."""
-        return [self._leases.renew(lease, seconds) for lease in leases]
+        return [self._renew(lease, seconds) for lease in leases]
+
+    def _renew(self, lease: Lease, seconds: float) -> bool:
+        if not self._leases.renew(lease, seconds):
+            return False
+        with self._lock:
+            image, until = self._images.get(lease.scope), self._clock() + seconds
+            if image is not None and image.expires_at is not None and image.expires_at < until:
+                image.expires_at = until
+                self._unlisted[lease.scope] = image
+        return True
 
     # -- looking up ------------------------------------------------------------------------
 
@@ -225,8 +235,10 @@ class MemoryStorage:
         self._check_open()
         with self._lock:
             image = self._images.get(scope)
-            known = image.commits if image is not None else ()
-            return next((stamp for stamp in known if stamp.commit_id == commit_id), None)
+            if image is None:
+                return None
+            journal = (record.stamp for record in image.journal)
+            return next((stamp for stamp in (*image.commits, *journal) if stamp.commit_id == commit_id), None)
 
     async def read_log(
         self, scope: StateScope, log: str, *, start: int | None = None, end: int | None = None, limit: int | None = None
