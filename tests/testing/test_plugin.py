@@ -28,8 +28,8 @@ def _auto_mode(pytester: pytest.Pytester) -> None:
 
 
 def run(pytester: pytest.Pytester, *args: str) -> pytest.RunResult:
-    """Run pytest in this process, without the parallel runner."""
-    return pytester.runpytest_inprocess("-p", "no:xdist", "-p", "no:cacheprovider", *args)
+    """Run pytest as a user does: in a process of its own."""
+    return pytester.runpytest_subprocess("-p", "no:xdist", "-p", "no:cacheprovider", *args)
 
 
 @pytest.mark.parametrize("backend", ["memory", "file", "sqlite", "valkey"])
