@@ -7,25 +7,24 @@ turns; a call that reads before it writes is tried again when somebody else came
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
+from agentstate.context_base import ContextBase
 from agentstate.context_listing import ContextInfo, ContextPage, cleanup, list_page
 from agentstate.conversation import Conversation
-from agentstate.errors import ConflictError, ContextNotFoundError, UnsupportedValueError
+from agentstate.errors import ContextNotFoundError, UnsupportedValueError
 from agentstate.models import ConversationState, Message
-from agentstate.randomness import random_bits
 from agentstate.scope import StateScope
-from agentstate.state import history
-from agentstate.state.buffer import MISSING, Buffer
-from agentstate.state.record import Origin
-from agentstate.state.settings import TurnSettings
-from agentstate.state.store import Store, not_found
-from agentstate.state.turn import Frame, Turn, current
-from agentstate.storage.protocol import ANY, Increment, Part, Snapshot, Storage
+from agentstate.state import history, operations
+from agentstate.state.buffer import MISSING
+from agentstate.state.operations import METADATA, VARIABLES
+from agentstate.state.store import not_found
+from agentstate.state.turn import Frame, current
+from agentstate.storage.protocol import ANY, Increment, Part
 from agentstate.validation import as_type_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterable, Mapping
     from contextlib import AbstractAsyncContextManager
 
 __all__ = ["ContextInfo", "ContextPage", "Conversation", "ConversationContext"]
@@ -33,13 +32,8 @@ __all__ = ["ContextInfo", "ContextPage", "Conversation", "ConversationContext"]
 T = TypeVar("T")
 R = TypeVar("R")
 
-VARIABLES = "variables"
-METADATA = "metadata"
-TRIES = 20
-OUTSIDE = Origin("call")
 
-
-class ConversationContext:
+class ConversationContext(ContextBase):
     """Reads and changes the state of conversations.
 
     A handler gets one from ``@stateful``. Elsewhere make one over a storage, a `Store`, a URL, or
@@ -53,119 +47,6 @@ class ConversationContext:
         principal: who asks: only states of this owner, or of nobody, are there.
         tenant: whose data it is.
     """
-
-    def __init__(
-        self,
-        storage: Storage | Store | str | None = None,
-        *,
-        settings: TurnSettings | None = None,
-        principal: str | None = None,
-        tenant: str = "",
-        frame: Frame | None = None,
-    ) -> None:
-        """See the class."""
-        if isinstance(storage, Store):
-            self._store = storage
-        else:
-            from agentstate.stores import open_store
-
-            self._store = open_store(storage)
-        self._settings = settings or TurnSettings()
-        self._principal = principal
-        self._tenant = tenant
-        self._frame = frame
-
-    @property
-    def store(self) -> Store:
-        """The store this context works on."""
-        return self._store
-
-    @property
-    def storage(self) -> Storage:
-        """The storage this context works on."""
-        return self._store.storage
-
-    @property
-    def settings(self) -> TurnSettings:
-        """How turns opened here run."""
-        return self._settings
-
-    @property
-    def principal(self) -> str | None:
-        """Who asks."""
-        return self._principal
-
-    @property
-    def persistent(self) -> bool:
-        """Whether what is written here outlives the process."""
-        return self.storage.capabilities.durability != "none"
-
-    async def aclose(self) -> None:
-        """Close the storage."""
-        await self.storage.close()
-
-    async def __aenter__(self) -> Self:
-        """Return this context; leaving it closes the storage."""
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.aclose()
-
-    # -- running an operation ------------------------------------------------------------------
-
-    def scope_of(self, context_id: str) -> StateScope:
-        """Return the address of a state; inside a turn, its own id means its own state, of whatever kind."""
-        frame = self._frame
-        if frame is not None:
-            scope = frame.turn.scope
-            if scope.id == context_id:
-                return scope
-        return StateScope.conversation(context_id, tenant=self._tenant)
-
-    def _joined(self, scope: StateScope) -> Frame | None:
-        return self._frame if self._frame is not None else Frame.joined(self._store, scope)
-
-    def _ready(self, context_id: str) -> Buffer | None:
-        """Return the buffer that serves this call without waiting for anything, if there is one."""
-        frame = self._frame
-        return frame.ready(context_id) if frame is not None else None
-
-    async def _run(self, context_id: str, operation: Callable[..., Awaitable[R]], *args: Any, **kwargs: Any) -> R:
-        scope = self.scope_of(context_id)
-        frame = self._joined(scope)
-        if frame is None:
-            return await self._outside(scope, operation, *args, **kwargs)
-        result = await operation(frame, scope, *args, **kwargs)
-        if frame.turn.settings.commit == "immediate" and frame is frame.turn.frame:
-            await frame.commit()
-        return result
-
-    async def _outside(self, scope: StateScope, operation: Callable[..., Awaitable[R]], *args: Any, **kwargs: Any) -> R:
-        for tried in range(TRIES):
-            turn = self._lazy_turn(scope)
-            try:
-                if self._principal is not None:
-                    await turn.frame.log(scope, history.LOG)
-                result = await operation(turn.frame, scope, *args, **kwargs)
-                await self._store.commit_turn(turn, release=True)
-            except ConflictError:
-                if tried == TRIES - 1:
-                    raise
-                await _pause(tried)
-            else:
-                return result
-        raise AssertionError  # the last try returned or raised
-
-    def _lazy_turn(self, scope: StateScope) -> Turn:
-        snapshot = Snapshot(scope=scope, now=0.0, complete=False)
-        return Turn(
-            self._store,
-            snapshot,
-            self._settings._replace(autosave=True, turns="optimistic"),
-            OUTSIDE,
-            lazy=True,
-            principal=self._principal,
-        )
 
     # -- variables -----------------------------------------------------------------------------
 
@@ -195,7 +76,7 @@ class ConversationContext:
 
     async def get_variables(self, context_id: str, keys: Iterable[str] | None = None) -> dict[str, Any]:
         """Return several variables, all of them without ``keys``; absent ones are left out."""
-        return await self._run(context_id, _get_many, VARIABLES, None if keys is None else list(keys))
+        return await self._run(context_id, operations.get_many, VARIABLES, None if keys is None else list(keys))
 
     async def set_variable(self, context_id: str, key: str, value: Any, *, ttl: float | None = None) -> None:
         """Set a variable; ``ttl`` in seconds is its own lifetime.
@@ -211,7 +92,7 @@ class ConversationContext:
 
     async def set_variables(self, context_id: str, values: Mapping[str, Any] | None = None, /, **more: Any) -> None:
         """Set several variables as one change."""
-        await self._run(context_id, _set_many, VARIABLES, {**(values or {}), **more})
+        await self._run(context_id, operations.set_many, VARIABLES, {**(values or {}), **more})
 
     async def delete_variable(self, context_id: str, key: str) -> bool:
         """Delete a variable; return whether it was there."""
@@ -239,7 +120,7 @@ class ConversationContext:
         ``fn`` must be a pure function: outside a turn it is called again when another change
         came between.
         """
-        return await self._run(context_id, _update, (VARIABLES, key), fn, default)
+        return await self._run(context_id, operations.update, (VARIABLES, key), fn, default)
 
     # -- history -------------------------------------------------------------------------------
 
@@ -274,7 +155,7 @@ class ConversationContext:
     async def add_messages(self, context_id: str, messages: Iterable[Message | Mapping[str, Any]]) -> list[Message]:
         """Add several messages as one change; mappings hold ``role``, ``content`` and what else a message has."""
         made = [self._as_message(one) for one in messages]
-        return await self._run(context_id, _add_many, made)
+        return await self._run(context_id, operations.add_many, made)
 
     def _as_message(self, one: Message | Mapping[str, Any]) -> tuple[Message, bool]:
         if isinstance(one, Message):
@@ -312,7 +193,7 @@ class ConversationContext:
         metadata: Mapping[str, Any] | None = None,
     ) -> Message:
         """Replace a message's content (and metadata); what it was stays in the journal."""
-        return await self._run(context_id, _edit, message, content, metadata)
+        return await self._run(context_id, operations.edit, message, content, metadata)
 
     async def truncate_history(self, context_id: str, message: int | Message) -> int:
         """Remove a message and all after it; return how many were removed."""
@@ -341,7 +222,7 @@ class ConversationContext:
 
     async def get_all_metadata(self, context_id: str) -> dict[str, Any]:
         """Return all metadata."""
-        return await self._run(context_id, _get_many, METADATA, None)
+        return await self._run(context_id, operations.get_many, METADATA, None)
 
     async def delete_metadata(self, context_id: str, key: str) -> bool:
         """Delete one piece of metadata; return whether it was there."""
@@ -355,7 +236,7 @@ class ConversationContext:
         Raises:
             ContextNotFoundError: it belongs to another user.
         """
-        return await self._run(context_id, _state, user_id, create=True)
+        return await self._run(context_id, operations.whole, user_id, create=True)
 
     async def get(self, context_id: str) -> ConversationState:
         """Return the whole state.
@@ -363,7 +244,7 @@ class ConversationContext:
         Raises:
             ContextNotFoundError: there is none for this caller.
         """
-        return await self._run(context_id, _state, None, create=False)
+        return await self._run(context_id, operations.whole, None, create=False)
 
     async def exists(self, context_id: str) -> bool:
         """Whether there is such a state for this caller."""
@@ -379,15 +260,15 @@ class ConversationContext:
         Raises:
             ContextNotFoundError: it belongs to another user.
         """
-        await self._run(context_id, _adopt, user_id)
+        await self._run(context_id, operations.adopt, user_id)
 
     async def set_ttl(self, context_id: str, ttl: float | None) -> None:
         """Let a state live ``ttl`` seconds from now, or for ever."""
-        await self._run(context_id, _set_ttl, ttl)
+        await self._run(context_id, operations.set_ttl, ttl)
 
     async def clear_context(self, context_id: str) -> None:
         """Delete everything of a state: variables, history, metadata, journal."""
-        await self._run(context_id, _clear)
+        await self._run(context_id, operations.clear)
 
     async def commit(self) -> None:
         """Publish what this turn has changed so far, and go on: the way to keep what belongs to a side effect."""
@@ -402,7 +283,7 @@ class ConversationContext:
         prefix: str = "",
         updated_before: float | None = None,
         updated_after: float | None = None,
-        order: str = "id",
+        order: Literal["id", "updated"] = "id",
         reverse: bool = False,
         limit: int = 100,
         cursor: str | None = None,
@@ -459,84 +340,3 @@ class ConversationContext:
         from agentstate.exchange import lines_of
 
         return lines_of(self, context_id)
-
-
-async def _pause(tried: int) -> None:
-    """Wait a little, so that contenders don't meet again and again."""
-    import asyncio
-
-    await asyncio.sleep(random_bits(10) / 2**20 * 2 ** min(tried, 6))
-
-
-async def _get_many(frame: Frame, scope: StateScope, section: str, keys: Sequence[str] | None) -> dict[str, Any]:
-    wanted = await frame.keys(scope, section) if keys is None else keys
-    found = {key: await frame.get(scope, (section, key)) for key in wanted}
-    return {key: value for key, value in found.items() if value is not MISSING}
-
-
-async def _set_many(frame: Frame, scope: StateScope, section: str, values: Mapping[str, Any]) -> None:
-    from agentstate import codec
-
-    for value in values.values():
-        codec.encode(value)  # all or nothing: refuse before the first is set
-    for key, value in values.items():
-        await frame.set(scope, (section, key), value)
-
-
-async def _update(frame: Frame, scope: StateScope, at: tuple[str, str], fn: Callable[[Any], R], default: Any) -> R:
-    value = await frame.get(scope, at)
-    result = fn(default if value is MISSING else value)
-    await frame.set(scope, at, result)
-    return result
-
-
-async def _add_many(frame: Frame, scope: StateScope, made: Sequence[tuple[Message, bool]]) -> list[Message]:
-    return [await history.add(frame, scope, message, ttl=None, unique=unique) for message, unique in made]
-
-
-async def _edit(
-    frame: Frame, scope: StateScope, place: int | Message, content: Any, metadata: Mapping[str, Any] | None
-) -> Message:
-    old = await history.get(frame, scope, place)
-    return await history.edit(frame, scope, place, old.changed(content=content, metadata=metadata))
-
-
-async def _state(frame: Frame, scope: StateScope, user_id: str | None, *, create: bool) -> ConversationState:
-    messages = await history.read(frame, scope, None, None, None)
-    buffer = await frame.buffer(scope)
-    base = buffer.snapshot
-    owner = base.owner if buffer.owner_kept else buffer.owner
-    if (not base.birth and not buffer.changed) and not create:
-        raise not_found(scope)
-    if user_id is not None and owner not in (None, user_id):
-        raise not_found(scope)
-    if create and ((not base.birth and not buffer.changed) or (user_id is not None and owner is None)):
-        (await frame.writable(scope)).touch(owner if user_id is None else user_id)
-        owner = owner if user_id is None else user_id
-    now = frame.turn.store.clock()
-    return ConversationState(
-        context_id=scope.id,
-        user_id=owner if isinstance(owner, str) else None,
-        created_at=base.created_at or now,
-        updated_at=base.updated_at or now,
-        version=base.stamp.version if base.stamp is not None else 0,
-        metadata=await _get_many(frame, scope, METADATA, None),
-        variables=await _get_many(frame, scope, VARIABLES, None),
-        history=messages,
-    )
-
-
-async def _adopt(frame: Frame, scope: StateScope, user_id: str) -> None:
-    await frame.log(scope, history.LOG)
-    buffer = await frame.writable(scope)
-    if not buffer.snapshot.birth or buffer.snapshot.owner not in (None, user_id):
-        raise not_found(scope)
-    buffer.touch(user_id)
-
-
-async def _set_ttl(frame: Frame, scope: StateScope, ttl: float | None) -> None:
-    (await frame.writable(scope)).expiry = ttl
-
-
-async def _clear(frame: Frame, scope: StateScope) -> None:
-    (await frame.writable(scope)).clear()

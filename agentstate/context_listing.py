@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple
 
 from agentstate.storage.protocol import ScopeInfo, ScopeQuery
 
@@ -52,7 +52,7 @@ async def list_page(
     prefix: str,
     updated_before: float | None,
     updated_after: float | None,
-    order: str,
+    order: Literal["id", "updated"],
     cursor: str | None,
     *,
     reverse: bool,
