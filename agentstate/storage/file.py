@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, ClassVar, Self, TypeVar
 
 from agentstate.errors import StorageClosedError, UnsupportedError
 from agentstate.storage.file_disk import Disk
-from agentstate.storage.file_jobs import Commit, Drop, Fail, Push, pushed_expiry
+from agentstate.storage.file_jobs import Commit, Drop, Fail, Prolong, Push, pushed_expiry
 from agentstate.storage.file_journal import find_commit, records
 from agentstate.storage.file_look import entry_page, found_item, held_of, log_page, snapshot
 from agentstate.storage.file_options import DIRECTORY, Durability, FileOptions
@@ -232,9 +232,16 @@ class FileStorage:
                 self._root.locks.leave(scope.text, nonce)
 
     def renew(self, leases: Sequence[Lease], seconds: float) -> Sequence[bool]:
-        """See `Storage.renew`. A turn here lasts as long as its process: there is nothing to lengthen."""
-        del seconds
-        return [self._opened and self._root.locks.holds(lease.scope.text, lease.nonce) for lease in leases]
+        """See `Storage.renew`. A kernel lock needs no renewal; a state that would expire does."""
+        return [self._renew(lease, seconds) for lease in leases]
+
+    def _renew(self, lease: Lease, seconds: float) -> bool:
+        if not self._opened or not self._root.locks.holds(lease.scope.text, lease.nonce):
+            return False
+        queue, write = self._scopes.get(lease.scope), Prolong(seconds)
+        if queue.glance(lambda held: write.needed(held, self._clock())) != (False,):
+            queue.write_here(write)
+        return True
 
     # -- looking up ------------------------------------------------------------------------
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from agentstate.storage.oslock import MachineLocks
     from agentstate.storage.protocol import Lease, LeaseRequest, OnceRecord, Part, Stamp
 
-__all__ = ["Commit", "Drop", "Fail", "Push", "Sweep", "SweptScope", "Write", "pushed_expiry"]
+__all__ = ["Commit", "Drop", "Fail", "Prolong", "Push", "Sweep", "SweptScope", "Write", "pushed_expiry"]
 
 T = TypeVar("T")
 
@@ -111,6 +111,22 @@ class Push(Write[Snapshot]):
         to = pushed_expiry(held, now, self.lease, self.touch)
         op = None if to is None else held.expire(to)
         return op, self.view(held, now)
+
+
+@dataclass(slots=True)
+class Prolong(Write[None]):
+    """Lets a state live until ``now + seconds`` at least, for the one who holds its turn."""
+
+    seconds: float
+
+    def make(self, held: Held, now: float) -> tuple[Json | None, None]:
+        """See `Write.make`."""
+        return (held.expire(now + self.seconds) if self.needed(held, now) else None), None
+
+    def needed(self, held: Held, now: float) -> bool:
+        """Return whether it would expire before."""
+        image = held.image
+        return image.stamp is not None and image.expires_at is not None and image.expires_at < now + self.seconds
 
 
 @dataclass(slots=True)

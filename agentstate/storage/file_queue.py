@@ -82,6 +82,16 @@ class ScopeQueue:
         result: T = await self._wait(write)
         return result
 
+    def write_here(self, write: Write[T]) -> T:
+        """Make a change on the calling thread, which must not be an event loop's, and return its result."""
+        outcomes: list[Outcome] = []
+        with self._using:
+            perform(self._root, self.files, [write], outcomes.extend)
+        if outcomes[0].error is not None:
+            raise outcomes[0].error
+        result: T = outcomes[0].result
+        return result
+
     async def _wait(self, job: Write[Any] | _View) -> Any:
         reply = Reply()
         with self._lock:

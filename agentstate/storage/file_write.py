@@ -48,7 +48,8 @@ def append(files: ScopeFiles, ops: Sequence[Json], *, synced: bool) -> None:
         OSError: nothing was stored; the image must be forgotten.
         UndecidedError: whether it was stored can't be told.
     """
-    data, after = (b"", files.sum) if files.end else seal(_header(files))
+    # A log without a line begins a scope, so nothing was before it.
+    data, after = (b"", files.sum) if files.end else seal(_header(files, 0, 0))
     line, after = seal(orjson.dumps({"n": files.n + 1, "ops": ops}), after)
     data += line
     made = _make_directories(files) if files.seen is None else []
@@ -87,15 +88,14 @@ def _make_directories(files: ScopeFiles) -> list[str]:
     return [str(own), *(str(path.parent) for path in made)]
 
 
-def _header(files: ScopeFiles) -> bytes:
-    assert files.held is not None
+def _header(files: ScopeFiles, version: int, records: int) -> bytes:
     return orjson.dumps(
         {
             "format": FORMAT,
             "scope": files.scope.text,
             "n": files.n,
-            "version": files.held.image.version,
-            "records": files.held.records,
+            "version": version,
+            "records": records,
             "after": files.sum,
         }
     )
@@ -123,7 +123,9 @@ def rotate(files: ScopeFiles) -> None:
     # It exists already, as the same file, when a crash came between this step and the next.
     with suppress(FileExistsError):
         disk.link(files.log_path, f"{files.path}/journal-{files.base:012d}.jsonl")
-    line, after = seal(_header(files))
+    held = files.held
+    assert held is not None
+    line, after = seal(_header(files, held.image.version, held.records))
     disk.write_new(files.log_path, line)
     disk.sync_directory(files.path)
     files.base, files.sum, files.end, files.seen = files.n, after, len(line), look(files.log_path)
