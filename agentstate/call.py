@@ -142,7 +142,7 @@ class Call:
         request = self.request()
 
         async def handler(frame: Frame) -> Any:
-            context = ConversationContext(frame.turn.store, frame=frame, settings=request.settings)
+            context = ConversationContext.in_frame(frame)
             args, kwargs = self.arguments(context, request.scope.id)
             return await self.wrapped(*args, **kwargs)
 

@@ -146,6 +146,8 @@ class ConversationContext(ContextBase):
             ttl: the message's own lifetime in seconds.
             fields: ``tool_calls``, ``tool_call_id``, ``name``, ``timestamp``.
         """
+        if message_id is None and self._frame is not None:
+            message_id = self._frame.turn.next_message_id()
         message = self._message(role, content, metadata, message_id, fields)
         buffer = self._ready(context_id)
         if buffer is not None:
@@ -162,6 +164,8 @@ class ConversationContext(ContextBase):
             return one, True
         fields = dict(one)
         role, content, own_id = fields.pop("role"), fields.pop("content", ""), fields.pop("id", None)
+        if own_id is None and self._frame is not None:
+            own_id = self._frame.turn.next_message_id()
         return self._message(role, content, fields.pop("metadata", None), own_id, fields), own_id is not None
 
     def _message(
@@ -207,6 +211,8 @@ class ConversationContext(ContextBase):
         """Return what failed turns left: error type, time, handler, and the messages they had added."""
         from agentstate.state.record import decode_record
 
+        if self._principal is not None:
+            await self._run(context_id, operations.look)
         return [decode_record(one) for one in await self.storage.failures(self.scope_of(context_id))]
 
     # -- metadata ------------------------------------------------------------------------------
@@ -325,14 +331,12 @@ class ConversationContext(ContextBase):
 
         return open_turn(self, context_id, name)
 
-    def in_frame(self, frame: Frame) -> ConversationContext:
-        """Return this context, working in a frame of a turn."""
+    @staticmethod
+    def in_frame(frame: Frame) -> ConversationContext:
+        """Return the context that works in a frame of a turn, for whoever the turn was taken for."""
+        turn = frame.turn
         return ConversationContext(
-            self._store,
-            settings=frame.turn.settings,
-            principal=frame.turn.principal,
-            tenant=frame.turn.scope.tenant,
-            frame=frame,
+            turn.store, settings=turn.settings, principal=turn.principal, tenant=turn.scope.tenant, frame=frame
         )
 
     def export(self, context_id: str) -> AsyncIterator[dict[str, Any]]:

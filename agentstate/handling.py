@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from agentstate import codec
+from agentstate.context import ConversationContext
 from agentstate.errors import (
     AlreadyDone,
     ConflictError,
@@ -29,7 +30,6 @@ from agentstate.storage.protocol import OnceRecord
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
 
-    from agentstate.context import ConversationContext
     from agentstate.conversation import Conversation
     from agentstate.scope import StateScope
     from agentstate.state.settings import TurnSettings
@@ -127,6 +127,7 @@ async def enter(store: Store, request: Request) -> Turn | Outcome:
     if known_once is not None:
         await store.abandon(turn)
         return outcome(known_once, request)
+    turn.once_key = request.once
     return turn
 
 
@@ -252,7 +253,7 @@ async def open_turn(context: ConversationContext, context_id: str, name: str) ->
             frame = joined.child()
             token = current.set(frame)
             try:
-                yield context.in_frame(frame).conversation(context_id)
+                yield ConversationContext.in_frame(frame).conversation(context_id)
                 joined.merge(frame)
             finally:
                 frame.open = False
@@ -262,7 +263,7 @@ async def open_turn(context: ConversationContext, context_id: str, name: str) ->
     assert isinstance(turn, Turn)
     token = current.set(turn.frame)
     try:
-        yield context.in_frame(turn.frame).conversation(context_id)
+        yield ConversationContext.in_frame(turn.frame).conversation(context_id)
     except BaseException as error:
         await failed(turn, request, error)
         raise

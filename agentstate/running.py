@@ -27,7 +27,7 @@ def current() -> Conversation:
     frame = _current.get()
     while frame is not None:
         if frame.open and not frame.turn.closed:
-            return ConversationContext(frame.turn.store, frame=frame).conversation(frame.turn.scope.id)
+            return ConversationContext.in_frame(frame).conversation(frame.turn.scope.id)
         frame = frame.parent
     conversation = offered.get()
     if conversation is not None:

@@ -114,7 +114,7 @@ class _Pump:
             pull.reply.set_exception(StopAsyncIteration())
 
     async def _drive(self, frame: Frame, request: Request) -> None:
-        context = ConversationContext(frame.turn.store, frame=frame, settings=request.settings)
+        context = ConversationContext.in_frame(frame)
         args, kwargs = self.call.arguments(context, request.scope.id)
         generator: AsyncGenerator[Any, Any] = self.call.wrapped(*args, **kwargs)
         try:

@@ -112,7 +112,7 @@ def _run_joined(call: Call, joined: Frame) -> Any:
 
 
 def _run_handler(call: Call, frame: Frame) -> Any:
-    context = SyncConversationContext(ConversationContext(frame.turn.store, frame=frame), frame.turn.loop)
+    context = SyncConversationContext(ConversationContext.in_frame(frame), frame.turn.loop)
     scope = frame.turn.scope
     args, kwargs = call.arguments(context, scope.id)  # type: ignore[arg-type]
     inside = copy_context()

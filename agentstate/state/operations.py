@@ -84,6 +84,11 @@ async def whole(frame: Frame, scope: StateScope, user_id: str | None, *, create:
     )
 
 
+async def look(frame: Frame, scope: StateScope) -> None:
+    """Raise what a caller who may not see the state gets."""
+    await frame.log(scope, history.LOG)
+
+
 async def adopt(frame: Frame, scope: StateScope, user_id: str) -> None:
     """Give a state that is nobody's to a user."""
     await frame.log(scope, history.LOG)

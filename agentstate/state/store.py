@@ -17,6 +17,7 @@ import os
 import socket
 import time
 from typing import TYPE_CHECKING
+from weakref import WeakSet
 
 from agentstate.errors import (
     ContextNotFoundError,
@@ -53,11 +54,16 @@ class Store:
         self.storage = storage
         self.clock = clock
         self._line = TurnLine(self._give_back)
+        _stores.add(self)
         self._learned: dict[str, dict[tuple[str, str], None]] = {}
         self._wants: dict[tuple[object, ...], Wants] = {}
         # A process-local storage never suspends in a commit, so there is nothing to carry through.
         self._inline = storage.capabilities.leases == "process"
         self._renews = storage.capabilities.leases == "network"
+
+    def forget_line(self) -> None:
+        """Begin with an empty line: in a forked child nobody of the parent's line is there."""
+        self._line = TurnLine(self._give_back)
 
     # -- reading -----------------------------------------------------------------------------
 
@@ -336,12 +342,17 @@ def not_found(scope: StateScope) -> ContextNotFoundError:
 _process = f" in {socket.gethostname()}:{os.getpid()}"
 
 
-def _renamed_child() -> None:
+_stores: WeakSet[Store] = WeakSet()
+
+
+def _renewed_child() -> None:
     global _process  # noqa: PLW0603 - the child has another process id
+    for store in _stores:
+        store.forget_line()
     _process = f" in {socket.gethostname()}:{os.getpid()}"
 
 
-os.register_at_fork(after_in_child=_renamed_child)
+os.register_at_fork(after_in_child=_renewed_child)
 
 
 def describe(handler: str) -> str:

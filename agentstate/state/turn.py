@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import time
 from contextvars import ContextVar
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 from agentstate.errors import (
@@ -69,7 +70,9 @@ class Turn:
         "lazy",
         "lease",
         "loop",
+        "messages",
         "once",
+        "once_key",
         "origin",
         "plain",
         "principal",
@@ -105,6 +108,8 @@ class Turn:
         self.lease: Lease | None = None
         self.renewed: Renewed | None = None
         self.once: OnceRecord | None = None
+        self.once_key: str | None = None
+        self.messages = 0
         self.loop = asyncio.get_running_loop()
         self.deadline = time.monotonic() + settings.turn_timeout
         self.frame = Frame(self, parent, {snapshot.scope: Buffer(snapshot)})
@@ -125,6 +130,16 @@ class Turn:
             )
         if self.renewed is not None and self.renewed.lost:
             raise LeaseLostError(f"Another holder took the turn of {self.scope}.", scope=self.scope)
+
+    def next_message_id(self) -> str | None:
+        """Return the id of this turn's next message when it derives from an idempotency key.
+
+        A turn that published a part and was run again then adds no message twice.
+        """
+        if self.once_key is None:
+            return None
+        self.messages += 1
+        return f"{blake2b(self.once_key.encode(), digest_size=12).hexdigest()}-{self.messages}"
 
     async def load(self, buffer: Buffer, wants: Wants) -> Snapshot:
         """Read more of a state, at the stamp it was first read at.
