@@ -1,7 +1,7 @@
 """What a handler runs on: its settings and its store, found at its first call.
 
 Decorating opens nothing and reads nothing. The answer is kept until the configuration is
-read anew.
+read anew, or the stores are closed.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from agentstate.state.settings import TurnSettings
-from agentstate.stores import store_for, wrap
+from agentstate.stores import epoch, store_for, wrap
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -42,6 +42,7 @@ class Binding:
         self.reads = reads
         self._bound: Bound | None = None
         self._configuration: Configuration | None = None
+        self._epoch = -1
 
     def effective(self) -> Effective:
         """Return the effective settings, and where each came from.
@@ -59,9 +60,9 @@ class Binding:
         from agentstate import config
 
         configuration = config.current()
-        if self._bound is None or self._configuration is not configuration:
+        if self._bound is None or self._configuration is not configuration or self._epoch != epoch():
+            self._configuration, self._epoch = configuration, epoch()
             self._bound = self._find()
-            self._configuration = configuration
         return self._bound
 
     def _find(self) -> Bound:

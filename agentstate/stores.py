@@ -1,7 +1,7 @@
 """The stores of this process: one per storage that is effectively the same, opened on first use.
 
 `aclose` closes them all; it also runs when the interpreter ends. Thread-safe; a forked child
-keeps the same stores, whose storages know that they were forked.
+opens stores of its own, and keeps its parent's without using or closing them.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import logging
+import os
 import threading
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
@@ -28,6 +29,13 @@ log = logging.getLogger("agentstate.stores")
 _lock = threading.Lock()
 _stores: dict[Hashable, Store] = {}
 _wrapped: WeakValueDictionary[int, Store] = WeakValueDictionary()
+_inherited: list[Store] = []
+_epoch = 0
+
+
+def epoch() -> int:
+    """Return a number that changes when the stores of this process are no longer to be used."""
+    return _epoch
 
 
 def store_for(effective: Effective) -> Store:
@@ -67,11 +75,24 @@ async def aclose() -> None:
 
     Storages that were made by hand stay open: who made them closes them.
     """
+    global _epoch  # noqa: PLW0603 - one per process
     with _lock:
         stores = list(_stores.values())
         _stores.clear()
+        _epoch += 1
     for store in stores:
         await store.storage.close()
+
+
+def _begin_anew_in_child() -> None:
+    global _epoch, _lock  # noqa: PLW0603 - the child's own
+    _lock = threading.Lock()
+    _inherited.extend(_stores.values())  # to collect them would close what is the parent's
+    _stores.clear()
+    _epoch += 1
+
+
+os.register_at_fork(after_in_child=_begin_anew_in_child)
 
 
 def _close_at_exit() -> None:

@@ -1,0 +1,52 @@
+"""Stores are opened by settings, closed by aclose(), and a process's own."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+import pytest
+
+import agentstate
+from agentstate import Conversation, ConversationContext, stateful
+
+
+@pytest.fixture
+def handler(tmp_path):
+    """A handler on a database of its own."""
+
+    @stateful(url=f"sqlite:///{tmp_path}/state.db")
+    async def count(task, conversation: Conversation):
+        return await conversation.increment("n")
+
+    return count
+
+
+async def test_after_aclose_the_next_call_opens_a_new_store(handler):
+    """A server that is started again in the same process goes on with its state."""
+    assert await handler({"context_id": "c"}) == 1
+    await agentstate.aclose()
+    assert await handler({"context_id": "c"}) == 2
+    await agentstate.aclose()
+
+
+async def test_equal_settings_share_a_store(handler, tmp_path):
+    """A context of the same URL is on the store of the handler."""
+    context = ConversationContext(f"sqlite:///{tmp_path}/state.db")
+    await handler({"context_id": "c"})
+    assert context.store is handler.bound.store
+    await agentstate.aclose()
+
+
+def test_a_forked_child_opens_its_own(handler):
+    """A worker that is forked after the first call works, and so does its parent."""
+    assert asyncio.run(handler({"context_id": "c"})) == 1
+    child = os.fork()
+    if not child:
+        try:
+            right = asyncio.run(handler({"context_id": "c"})) == 2
+        finally:
+            os._exit(0 if right else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert asyncio.run(handler({"context_id": "c"})) == 3
+    asyncio.run(agentstate.aclose())
