@@ -25,22 +25,16 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from agentstate.binding import Binding
 from agentstate.errors import ConfigError
-from agentstate.middleware.identity import HEADERS, Said, SessionCookie
-from agentstate.middleware.request import RequestContext
-from agentstate.principal import of_user
-from agentstate.principal import principal as _principal
-from agentstate.running import offered
+from agentstate.middleware.identity import HEADERS, SessionCookie, said
+from agentstate.middleware.presence import Requests
 from agentstate.state.settle import own_task, settle
-from agentstate.state.turn import current
 from agentstate.stores import aclose
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Generator, Mapping, Sequence
 
-    from agentstate.binding import Bound
-    from agentstate.middleware.request import Chooser, Chosen
+    from agentstate.middleware.request import RequestContext
 
 __all__ = ["ASGIStateMiddleware", "StatusError"]
 
@@ -101,13 +95,9 @@ class ASGIStateMiddleware:
         if key is not None and cookie is not None:
             raise ConfigError("key= and cookie= both say what the id is.", remedy="Keep one of them.")
         self.app = app
-        self._key = key
-        self._headers = tuple(headers)
         self._cookie = SessionCookie(cookie, secure=secure) if cookie is not None else None
-        self._owner = owner
-        self._name = name
-        reads = tuple(settings.pop("reads", ()))
-        self._binding = Binding([name], {key: one for key, one in settings.items() if one is not None}, reads)
+        choosing = self._cookie.chooser if self._cookie is not None else said(key, headers)
+        self.requests = Requests(choosing, owner, name, settings)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
@@ -119,6 +109,12 @@ class ASGIStateMiddleware:
             await self.app(scope, receive, _closing(send))
         else:
             await self.app(scope, receive, send)
+
+    @contextmanager
+    def _present(self, scope: Scope) -> Generator[RequestContext]:
+        with self.requests.present(scope) as context:
+            scope.setdefault("state", {})["conversation"] = context.here
+            yield context
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         with self._present(scope) as context:
@@ -142,46 +138,6 @@ class ASGIStateMiddleware:
                 await send(message)
 
             await self.app(scope, receive, told)
-
-    @contextmanager
-    def _present(self, scope: Scope) -> Generator[RequestContext]:
-        """Let the application find its conversation, for the time of a request."""
-        context = self._context(scope)
-        scope.setdefault("state", {})["conversation"] = context.here
-        tokens = _principal.set(context.principal), offered.set(context.here), current.set(context.late.gate)
-        try:
-            yield context
-        finally:
-            current.reset(tokens[2])
-            offered.reset(tokens[1])
-            _principal.reset(tokens[0])
-
-    def _context(self, scope: Scope) -> RequestContext:
-        choose = self._cookie.chooser(scope) if self._cookie is not None else Said(scope, self._key, self._headers)
-        principal = who(scope, self._owner)
-        if self._owner is None and "user" not in scope:
-            choose = _unless_authenticated(scope, choose)
-        return RequestContext(self._binding.resolve(), self._name, principal, choose)
-
-
-def who(scope: Mapping[str, Any], owner: Callable[[Mapping[str, Any]], str | None] | None) -> str | None:
-    """Return whose conversation a request may open; ``None`` where nobody knows."""
-    if owner is not None:
-        return owner(scope)
-    user = scope.get("user")
-    return _principal.get() if user is None else of_user(user)
-
-
-def _unless_authenticated(scope: Mapping[str, Any], choose: Chooser) -> Chooser:
-    async def chosen(bound: Bound, principal: str | None) -> Chosen:
-        if "user" in scope:
-            raise ConfigError(
-                "This request was authenticated inside ASGIStateMiddleware, which therefore doesn't know its user.",
-                remedy="Put authentication around it: in Starlette and FastAPI, add it after ASGIStateMiddleware.",
-            )
-        return await choose(bound, principal)
-
-    return chosen
 
 
 class _Exchange:

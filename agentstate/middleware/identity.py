@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import re
 import secrets
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
-from agentstate.errors import ContextIdError, ContextNotFoundError
+from agentstate.errors import ConfigError, ContextIdError, ContextNotFoundError
 from agentstate.middleware.request import Chosen
 from agentstate.scope import StateScope, check_id
 from agentstate.storage.protocol import Wants
@@ -22,51 +22,62 @@ if TYPE_CHECKING:
     from agentstate.binding import Bound
     from agentstate.middleware.request import Chooser
 
+    Scope = Mapping[str, Any]
+
 ID_BYTES: Final = 24
 """Random bytes in an id that is made here: 192 bits."""
 
 HEADERS: Final = ("x-context-id", "x-session-id")
 
 _MADE_HERE: Final = re.compile(r"[\w-]{32}", re.ASCII)
+_TOKEN: Final = re.compile(r"[\w!#$%&'*+.^`|~-]+", re.ASCII)
 _NOTHING: Final = Wants((), (), (), 0)
 
 
-class Said(NamedTuple):
-    """Takes the id that ``key=`` or a header says."""
+def said(key: Callable[[Mapping[str, Any]], str] | None, headers: Sequence[str]) -> Callable[[Scope], Chooser]:
+    """Return what takes the id that ``key`` says, or without it the first of the headers that is sent."""
+    names = tuple(headers)
 
-    scope: Mapping[str, Any]
-    key: Callable[[Mapping[str, Any]], str] | None = None
-    headers: Sequence[str] = HEADERS
+    def chooser(scope: Scope) -> Chooser:
+        async def choose(bound: Bound, principal: str | None) -> Chosen:
+            del bound, principal
+            found = key(scope) if key is not None else _in_headers(scope, names)
+            check_id(found, "conversation")
+            return Chosen(found)
 
-    async def __call__(self, bound: Bound, principal: str | None) -> Chosen:
-        """See `Chooser`."""
-        del bound, principal
-        found = self.key(self.scope) if self.key is not None else self._in_headers()
-        check_id(found, "conversation")
-        return Chosen(found)
+        return choose
 
-    def _in_headers(self) -> str:
-        for name in self.headers:
-            values = set(_header_values(self.scope, name))
-            if len(values) > 1:
-                raise ContextIdError(f"The request has {len(values)} different {name} headers.", remedy="Send one.")
-            for value in values:
-                return _text(value, name)
-        raise ContextIdError(
-            f"The request names no conversation: it has no header {' or '.join(self.headers)}.",
-            remedy="Send one, or say where the id is with key=, or let the server make it: cookie='session'.",
-        )
+    return chooser
+
+
+def _in_headers(scope: Scope, names: Sequence[str]) -> str:
+    for name in names:
+        values = set(_header_values(scope, name))
+        if len(values) > 1:
+            raise ContextIdError(f"The request has {len(values)} different {name} headers.", remedy="Send one.")
+        for value in values:
+            return _text(value, name)
+    raise ContextIdError(
+        f"The request names no conversation: it has no header {' or '.join(names)}.",
+        remedy="Send one, or say where the id is with key=, or let the server make it: cookie='session'.",
+    )
 
 
 class SessionCookie:
     """Makes ids, and keeps them in a cookie that scripts and other sites can't use."""
 
     def __init__(self, name: str, *, secure: bool = True) -> None:
-        """Use a cookie of this name; ``secure=False`` lets it travel over plain HTTP, for development."""
+        """Use a cookie of this name; ``secure=False`` lets it travel over plain HTTP, for development.
+
+        Raises:
+            ConfigError: it can't be a cookie's name.
+        """
+        if not _TOKEN.fullmatch(name):
+            raise ConfigError(f"{name!r} can't be the name of a cookie.", remedy="Use letters, digits, '-' and '_'.")
         self.name = name
         self.secure = secure
 
-    def chooser(self, scope: Mapping[str, Any]) -> Chooser:
+    def chooser(self, scope: Scope) -> Chooser:
         """Return what finds the id of a request."""
 
         async def choose(bound: Bound, principal: str | None) -> Chosen:
@@ -77,7 +88,7 @@ class SessionCookie:
 
         return choose
 
-    def _sent(self, scope: Mapping[str, Any]) -> str | None:
+    def _sent(self, scope: Scope) -> str | None:
         for header in _header_values(scope, "cookie"):
             for pair in header.decode("latin-1").split(";"):
                 name, _, value = pair.strip().partition("=")
@@ -100,7 +111,7 @@ async def _is_known(bound: Bound, session_id: str, principal: str | None) -> boo
     return snapshot.birth != 0
 
 
-def _header_values(scope: Mapping[str, Any], name: str) -> Iterator[bytes]:
+def _header_values(scope: Scope, name: str) -> Iterator[bytes]:
     wanted = name.lower().encode("latin-1")
     return (value for key, value in scope.get("headers", ()) if key.lower() == wanted)
 

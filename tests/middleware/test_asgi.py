@@ -464,7 +464,7 @@ async def test_lifespan_closes_the_stores(tmp_path):
 
     wrapped = ASGIStateMiddleware(app, url=url)
     await answer(wrapped, for_id())
-    store = wrapped._binding.resolve().store
+    store = wrapped.requests.binding.resolve().store
     sent = await answer(wrapped, {"type": "lifespan"}, receive)
     assert [one["type"] for one in sent] == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
     with pytest.raises(agentstate.errors.StorageClosedError):
