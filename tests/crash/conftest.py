@@ -39,7 +39,7 @@ def valkey_server() -> Iterator[ValkeyServer]:
         yield server
 
 
-@pytest.fixture(params=["sqlite", "valkey"])
+@pytest.fixture(params=["file", "sqlite", "valkey"])
 def new_place(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[int], Place]:
     """Return a maker of fresh places on each persistent backend, by number."""
 
