@@ -28,7 +28,7 @@ if TYPE_CHECKING:
         stateful_user,
         with_state,
     )
-    from agentstate.dispatch import dispatch, register_handler
+    from agentstate.dispatching import dispatch, register_handler
     from agentstate.models import ConversationState, Message
     from agentstate.running import current
     from agentstate.scope import StateScope
@@ -50,9 +50,9 @@ _WHERE = {
     "apply_state": "agentstate.decorator",
     "configure": "agentstate.config",
     "current": "agentstate.running",
-    "dispatch": "agentstate.dispatch",
+    "dispatch": "agentstate.dispatching",
     "message_text": "agentstate.text",
-    "register_handler": "agentstate.dispatch",
+    "register_handler": "agentstate.dispatching",
     "stateful": "agentstate.decorator",
     "stateful_conversation": "agentstate.decorator",
     "stateful_session": "agentstate.decorator",

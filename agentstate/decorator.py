@@ -166,10 +166,12 @@ def _decorate(
         names=names,
         own_id=kind == "conversation",
     )
-    known_as = list(dict.fromkeys((getattr(target, "__agentstate_name__", calls.handler), calls.handler, target.__name__)))
+    known_as = list(
+        dict.fromkeys((getattr(target, "__agentstate_name__", calls.handler), calls.handler, target.__name__))
+    )
     binding = Binding(known_as, given, tuple(given.pop("reads", ())))
     handler = StatefulHandler(func, binding, injection, _runner(target, binding, calls))
-    from agentstate.dispatch import wrapped
+    from agentstate.dispatching import wrapped
 
     wrapped(target, handler)
     return handler

@@ -58,6 +58,11 @@ def test_the_packages_names_are_sorted_and_the_same_for_type_checkers():
     assert seen | {"__version__"} == set(agentstate.__all__)
 
 
+def test_no_public_name_is_a_modules():
+    """A module of the same name would take a public name's place as soon as it is imported."""
+    assert {one.name for one in pkgutil.iter_modules([str(SOURCE)])}.isdisjoint(agentstate.__all__)
+
+
 def test_an_unknown_name_is_an_attribute_error():
     """A name that isn't there says so in the usual way, and ``dir`` shows those that are."""
     with pytest.raises(AttributeError, match="no attribute 'statefull'"):
