@@ -7,7 +7,6 @@ exactly once; its exception goes on unchanged after its turn was given back.
 from __future__ import annotations
 
 import asyncio
-import logging
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -21,6 +20,7 @@ from agentstate.errors import (
     UnsupportedValueError,
     ValueTooLargeError,
 )
+from agentstate.observability import bind_context, unbind_context, warning
 from agentstate.state import history
 from agentstate.state.record import Origin
 from agentstate.state.store import Store
@@ -37,8 +37,6 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 
 ONCE_RESULT_BYTES = 64 * 1024
-
-log = logging.getLogger("agentstate.handler")
 
 
 class Request(NamedTuple):
@@ -107,9 +105,10 @@ async def in_child_frame(joined: Frame, run: Callable[[Frame], Awaitable[R]]) ->
 
 async def enter(store: Store, request: Request) -> Turn | Outcome:
     """Take the turn; an idempotency key that was served already gives its result instead."""
-    origin = Origin(
-        "turn", request.handler, f"{new_id():016x}", request.principal or "", correlation=request.correlation
-    )
+    turn_id = f"{new_id():016x}"
+    outer = current.get()
+    correlation = request.correlation or (outer.turn.origin.correlation if outer is not None else "") or turn_id
+    origin = Origin("turn", request.handler, turn_id, request.principal or "", correlation=correlation)
     try:
         turn = await store.enter(
             request.scope,
@@ -144,7 +143,7 @@ async def _enter_forgotten(store: Store, request: Request, origin: Origin) -> Tu
     from agentstate.storage.memory import MemoryStorage
 
     _unavailable += 1
-    log.warning("%s runs without its state: %s can't be reached", request.handler, store.storage.location)
+    warning("a handler runs without its state", handler=request.handler, storage=store.storage.location)
     return await Store(MemoryStorage()).enter(request.scope, request.settings, origin, parent=current.get())
 
 
@@ -176,15 +175,31 @@ async def known(store: Store, request: Request) -> Outcome:
 
 async def guarded(turn: Turn, request: Request, running: Awaitable[R]) -> R:
     """Await a handler inside its turn; on its error do what ``on_error`` says, and raise it unchanged."""
-    token = current.set(turn.frame)
+    tokens = begin(turn)
     try:
         try:
             return await running
         finally:
-            current.reset(token)
+            end(tokens)
     except BaseException as error:
         await failed(turn, request, error)
         raise
+
+
+def begin(turn: Turn) -> Any:
+    """Let the running code be inside a turn: for calls of the context, and for its log events."""
+    origin = turn.origin
+    keys = bind_context(
+        handler=origin.handler, scope=turn.scope.text, turn=origin.turn, correlation_id=origin.correlation
+    )
+    return current.set(turn.frame), keys
+
+
+def end(tokens: Any) -> None:
+    """Let the running code be outside again."""
+    token, keys = tokens
+    current.reset(token)
+    unbind_context(keys)
 
 
 async def failed(turn: Turn, request: Request, error: BaseException) -> None:
@@ -199,9 +214,8 @@ async def failed(turn: Turn, request: Request, error: BaseException) -> None:
         _keep_input(turn)
     try:
         await turn.store.commit_turn(turn, release=True)
-    except Exception:
-        # The handler's own error is what the caller must see.
-        log.exception("what %s left on its error couldn't be stored", request.handler)
+    except Exception:  # noqa: BLE001 - the handler's own error is what the caller must see
+        warning("what a failed handler left couldn't be stored", handler=request.handler, exc_info=True)
 
 
 def _added(frame: Frame, scope: StateScope) -> list[dict[str, Any]]:
@@ -261,12 +275,12 @@ async def open_turn(context: ConversationContext, context_id: str, name: str) ->
         return
     turn = await enter(context.store, request)
     assert isinstance(turn, Turn)
-    token = current.set(turn.frame)
+    tokens = begin(turn)
     try:
         yield ConversationContext.in_frame(turn.frame).conversation(context_id)
     except BaseException as error:
         await failed(turn, request, error)
         raise
     finally:
-        current.reset(token)
+        end(tokens)
     await finish(turn, request, None)

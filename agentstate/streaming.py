@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from agentstate.context import ConversationContext
 from agentstate.errors import AlreadyDone
-from agentstate.handling import Outcome, Request, enter, failed, finish, in_child_frame
-from agentstate.state.turn import Frame, current
+from agentstate.handling import Outcome, Request, begin, end, enter, failed, finish, in_child_frame
+from agentstate.state.turn import Frame
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -92,7 +92,7 @@ class _Pump:
         await self._in_own_turn(turn, request)
 
     async def _in_own_turn(self, turn: Turn, request: Request) -> None:
-        token = current.set(turn.frame)
+        tokens = begin(turn)
         try:
             await self._drive(turn.frame, request)
         except _Early as early:
@@ -104,7 +104,7 @@ class _Pump:
             await failed(turn, request, error)
             raise
         finally:
-            current.reset(token)
+            end(tokens)
         await finish(turn, request, None)
         self._finished()
 

@@ -10,13 +10,14 @@ It also notices loops that don't answer, and names the handler that blocks one.
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 import time
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from agentstate.observability import warning
 
 if TYPE_CHECKING:
     import asyncio
@@ -27,8 +28,6 @@ LEASE_SECONDS = 30.0
 RENEW_SECONDS = 10.0
 BLOCKED_SECONDS = 5.0
 TICK_SECONDS = 2.5
-
-log = logging.getLogger("agentstate.turn")
 
 
 @dataclass(slots=True, eq=False)
@@ -104,19 +103,19 @@ class Renewer:
     def _renew(self, storage: Storage, leases: list[Renewed], now: float) -> None:
         try:
             kept = storage.renew([one.lease for one in leases], LEASE_SECONDS)
-        except Exception:  # the thread outlives a server that is down; the next tick tries again
-            log.warning("renewing %d leases of %s failed", len(leases), storage.location, exc_info=True)
+        except Exception:  # noqa: BLE001 - the thread outlives a server that is down; the next tick tries again
+            warning("renewing leases failed", leases=len(leases), storage=storage.location, exc_info=True)
             return
         for one, still_held in zip(leases, kept, strict=True):
             one.due, one.lost = now + RENEW_SECONDS, not still_held
             if one.lost:
-                log.warning("%s lost the turn of %s: another holder took it", one.handler, one.lease.scope)
+                warning("a turn was lost: another holder took it", handler=one.handler, scope=str(one.lease.scope))
 
     def _watch_loop(self, one: Renewed, now: float) -> None:
         if not one.answered:
             if now - one.asked_at > BLOCKED_SECONDS and not one.warned:
                 one.warned = True
-                log.warning("%s has blocked its event loop for more than %g s", one.handler, BLOCKED_SECONDS)
+                warning("a handler blocks its event loop", handler=one.handler, seconds=BLOCKED_SECONDS)
             return
         one.asked_at, one.answered = now, False
         try:

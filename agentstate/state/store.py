@@ -12,7 +12,6 @@ is carried through and a lease that it brought is given back. A commit is carrie
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import socket
 import time
@@ -25,6 +24,7 @@ from agentstate.errors import (
     TurnInProgressError,
     TurnTimeoutError,
 )
+from agentstate.observability import debug, debugging, warning
 from agentstate.state.line import Ticket, TurnLine
 from agentstate.state.record import Origin, encode_failure, encode_record
 from agentstate.state.renewal import LEASE_SECONDS, renewer
@@ -42,8 +42,6 @@ if TYPE_CHECKING:
 
 LEARNED_KEYS = 64
 HISTORY = "history"
-
-log = logging.getLogger("agentstate.turn")
 
 
 class Store:
@@ -140,8 +138,8 @@ class Store:
         turn.ticket, turn.lease = ticket, lease
         if self._renews:
             turn.renewed = renewer.add(self.storage, lease, origin.handler, turn.loop, turn.deadline)
-        if log.isEnabledFor(logging.DEBUG):
-            log.debug("turn of %s taken by %s after %.3f s", scope, origin.handler, time.monotonic() - started)
+        if debugging():
+            debug("read", **_who(origin, scope), waited_ms=round((time.monotonic() - started) * 1000, 2))
         return turn
 
     async def _wait_in_line(
@@ -183,6 +181,8 @@ class Store:
         left = until - time.monotonic()
         if left <= 0:
             raise self._timed_out(scope, settings.wait, snapshot)
+        if debugging():
+            debug("wait", scope=str(scope), holder=holder.holder if holder is not None else "")
         await self.storage.wait_turn(scope, nonce, left)
 
     async def _carry(self, reading: Coroutine[Any, Any, Snapshot], scope: StateScope, nonce: int) -> Snapshot:
@@ -236,8 +236,8 @@ class Store:
             return ()
         parts = [self._part(turn, scope, buffer.part()) for scope, buffer in changed]
         done = await self._send(turn, parts, release=release)
-        if log.isEnabledFor(logging.DEBUG):
-            log.debug("%s committed %s as %s", turn.origin.handler, turn.scope, done[0].stamp)
+        if debugging():
+            debug("commit", **_who(turn.origin, turn.scope), stamp=str(done[0].stamp), states=len(done))
         if not release:
             for (_, buffer), one in zip(changed, done, strict=True):
                 buffer.committed(one)
@@ -299,7 +299,7 @@ class Store:
             await self.abandon(turn, failure)
         except StateError:
             # The handler's own error is what the caller must see; the storage's is in the log.
-            log.warning("the failed turn of %s couldn't be recorded", turn.scope, exc_info=True)
+            warning("a failed turn couldn't be recorded", **_who(turn.origin, turn.scope), exc_info=True)
 
     async def _release(self, ticket: Ticket, failure: bytes | None = None) -> None:
         lease = ticket.lease
@@ -325,6 +325,15 @@ class Store:
 
     def _give_back_nonce(self, scope: StateScope, nonce: int) -> None:
         own_task(self.storage.leave(scope, nonce))
+
+
+def _who(origin: Origin, scope: StateScope) -> dict[str, str]:
+    return {
+        "handler": origin.handler,
+        "scope": str(scope),
+        "turn": origin.turn,
+        "correlation_id": origin.correlation or origin.turn,
+    }
 
 
 def check_owner(snapshot: Snapshot, principal: str | None) -> None:
