@@ -26,6 +26,7 @@ import time
 import zlib
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Final
 
@@ -100,6 +101,9 @@ class Turn:
         """Go on as far as possible for ``nonce``: to 'next', to 'turn'. Return whether it may have the turn."""
         if self.first(nonce) != nonce:
             return False
+        if not self.queued and not self.nonce and _lock(self.descriptor, self.byte, 2):
+            _unlock(self.descriptor, self.byte)
+            return True
         if not self.queued:
             self.queued = _lock(self.descriptor, self.byte)
         if not self.queued or self.nonce or not _lock(self.descriptor, self.byte + 1):
@@ -251,14 +255,15 @@ class LockDirectory:
         return descriptor
 
 
+@lru_cache(maxsize=4096)
 def _key(address: str) -> int:
     return int.from_bytes(blake2b(address.encode(), digest_size=8).digest(), "little")
 
 
-def _lock(descriptor: int, byte: int) -> bool:
-    """Lock one byte if no other process has it."""
+def _lock(descriptor: int, byte: int, count: int = 1) -> bool:
+    """Lock bytes if no other process has any of them."""
     try:
-        _set_lock(descriptor, byte, lock=True)
+        _set_lock(descriptor, byte, count, lock=True)
     except OSError as error:
         if error.errno in (errno.EAGAIN, errno.EACCES):
             return False
@@ -270,15 +275,15 @@ def _lock(descriptor: int, byte: int) -> bool:
 
 
 def _unlock(descriptor: int, byte: int) -> None:
-    _set_lock(descriptor, byte, lock=False)
+    _set_lock(descriptor, byte, 1, lock=False)
 
 
-def _set_lock(descriptor: int, byte: int, *, lock: bool) -> None:
+def _set_lock(descriptor: int, byte: int, count: int, *, lock: bool) -> None:
     if sys.platform == "linux":
         kind = fcntl.F_WRLCK if lock else fcntl.F_UNLCK
-        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, FLOCK.pack(kind, os.SEEK_SET, byte, 1, 0))
+        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, FLOCK.pack(kind, os.SEEK_SET, byte, count, 0))
     elif sys.platform != "win32":
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB if lock else fcntl.LOCK_UN, 1, byte, os.SEEK_SET)
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB if lock else fcntl.LOCK_UN, count, byte, os.SEEK_SET)
 
 
 def resolve(future: asyncio.Future[None]) -> None:

@@ -141,22 +141,26 @@ class MachineLocks:
             StorageUnavailableError: it wasn't free within ``seconds``.
         """
         address, nonce = f"\0{name}", next(_exclusive_nonces)
-        until, delay = time.monotonic() + seconds, BLOCKING_POLL[0]
         try:
-            while not self.try_take(address, nonce, ""):
-                if time.monotonic() > until:
-                    raise StorageUnavailableError(
-                        f"The {name} lock in {self.directory} was not free for {seconds:g} s.",
-                        remedy="Another process holds it: let it go on, or end it.",
-                    )
-                if self._turn(address).queued:
-                    time.sleep(delay)
-                    delay = min(delay * 2, BLOCKING_POLL[1])
-                else:
-                    time.sleep(random.uniform(*BLOCKING_POLL))  # noqa: S311
+            if not self.try_take(address, nonce, ""):
+                self._wait_blocking(address, nonce, name, seconds)
             yield
         finally:
             self.leave(address, nonce)
+
+    def _wait_blocking(self, address: str, nonce: int, name: str, seconds: float) -> None:
+        until, delay = time.monotonic() + seconds, BLOCKING_POLL[0]
+        while not self.try_take(address, nonce, ""):
+            if time.monotonic() > until:
+                raise StorageUnavailableError(
+                    f"The {name} lock in {self.directory} was not free for {seconds:g} s.",
+                    remedy="Another process holds it: let it go on, or end it.",
+                )
+            if self._turn(address).queued:
+                time.sleep(delay)
+                delay = min(delay * 2, BLOCKING_POLL[1])
+            else:
+                time.sleep(random.uniform(*BLOCKING_POLL))  # noqa: S311
 
     def close(self) -> None:
         """Give back every turn and place taken through this object. Idempotent."""

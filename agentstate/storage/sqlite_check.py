@@ -120,10 +120,9 @@ class Conditions:
         part = self._part
         first = max([trim.position for trim in part.trims if trim.log == log], default=position)
         end = min([cut.position for cut in part.cuts if cut.log == log], default=position + 1)
-        found = None
-        if not self._fresh and first <= position < end:
-            sql = "SELECT seq FROM items WHERE scope = ? AND log = ? AND position = ?"
-            row = self._db.execute(sql, (self._state.number, log, position)).fetchone()
+        found, head = None, None if self._fresh else self._state.logs.get(log)
+        if head is not None and first <= position < end and head.first <= position <= head.head:
+            row = self._db.execute("SELECT seq FROM items WHERE key = ?", (head.key(position),)).fetchone()
             found = None if row is None else row[0]
         if found != seq:
             raise ConflictError(

@@ -32,14 +32,14 @@ __all__ = ["Change"]
 
 TRIM_EVERY: Final = 32
 
-IN_RANGE: Final = "scope = ? AND log = ? AND position >= ? AND position < ?"
+IN_RANGE: Final = "key >= ? AND key < ?"
 PUT_ENTRY: Final = "REPLACE INTO entries VALUES(?, ?, ?, ?, ?, ?, ?, ?)"
-ADD_ITEM: Final = "INSERT INTO items VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?)"
+ADD_ITEM: Final = "INSERT INTO items VALUES(?, ?, ?, ?, ?, ?, ?)"
 ADD_RECORD: Final = (
     "INSERT INTO journal(scope, version, commit_id, at, record, ranges, removed, crc) VALUES(?, ?, ?, ?, ?, ?, ?, ?)"
 )
 KEEP_REMOVED: Final = (
-    "INSERT INTO removed SELECT ?, ? + position, log, position, seq, id, value, expires, mark, crc FROM items "  # noqa: S608
+    "INSERT INTO removed SELECT ?, ? + key, ?, key & 0xffffffff, seq, id, value, expires, mark, crc FROM items "  # noqa: S608
     f"WHERE {IN_RANGE}"
 )
 FORGET_ONCE: Final = (
@@ -84,7 +84,7 @@ class Change(Conditions):
         if puts:
             self._db.executemany(PUT_ENTRY, [(number, *row) for row in puts])
         if items:
-            self._db.executemany(ADD_ITEM, [(number, *row) for row in items])
+            self._db.executemany(ADD_ITEM, items)
         self._add_record(ranges)
         if once is not None:
             self._remember_once(once)
@@ -102,7 +102,9 @@ class Change(Conditions):
             version = row[0] if row is not None else 0
             if dropped:
                 forget_failures(self._db, scope)
-        self._state = State(scope, version=version, birth=commit_id, created=self._now)
+        row = self._db.execute("SELECT coalesce(max(number), 0) + 1 FROM scopes").fetchone()
+        assert row is not None
+        self._state = State(scope, row[0], version, birth=commit_id, created=self._now)
         self._sections.clear()
         self._found.clear()
 
@@ -133,30 +135,30 @@ class Change(Conditions):
         return touched
 
     def _take_out(self, name: str, log: Log, start: int, end: int) -> None:
-        where = (self._state.number, name, start, end)
-        self._keep_removed(name, start, end)
+        where = (log.key(start), log.key(end))
+        self._keep_removed(name, log, start, end)
         row = self._db.execute(f"SELECT sum(length(value)) FROM items WHERE {IN_RANGE}", where).fetchone()  # noqa: S608
         log.size -= row[0] if row is not None and row[0] is not None else 0
         self._db.execute(f"DELETE FROM items WHERE {IN_RANGE}", where)  # noqa: S608
         log.stamp = self._stamp
 
-    def _keep_removed(self, name: str, start: int, end: int) -> None:
+    def _keep_removed(self, name: str, log: Log, start: int, end: int) -> None:
         if self._place:
-            where = (self._state.number, name, start, end)
-            self._db.execute(KEEP_REMOVED, (self._place, self._removed - start, *where))
+            number = self._removed - log.key(start)
+            self._db.execute(KEEP_REMOVED, (self._place, number, name, log.key(start), log.key(end)))
             self._removed += end - start
 
     def _edit(self, name: str, position: int, value: bytes) -> None:
-        number, log = self._state.number, self._state.logs[name]
-        self._keep_removed(name, position, position + 1)
-        sql = "SELECT seq, id, expires, mark, length(value) FROM items WHERE scope = ? AND log = ? AND position = ?"
-        row = self._db.execute(sql, (number, name, position)).fetchone()
+        log = self._state.logs[name]
+        key = log.key(position)
+        self._keep_removed(name, log, position, position + 1)
+        sql = "SELECT seq, id, expires, mark, length(value) FROM items WHERE key = ?"
+        row = self._db.execute(sql, (key,)).fetchone()
         assert row is not None
         seq, item_id, expires, mark, length = row
         mark = mark if mark == UNIQUE else 0
-        crc = item_crc(name, LogItem(seq, position, item_id, value, expires), mark)
-        sql = "UPDATE items SET value = ?, mark = ?, crc = ? WHERE scope = ? AND log = ? AND position = ?"
-        self._db.execute(sql, (value, mark, crc, number, name, position))
+        crc = item_crc(LogItem(seq, position, item_id, value, expires), mark)
+        self._db.execute("UPDATE items SET value = ?, mark = ?, crc = ? WHERE key = ?", (value, mark, crc, key))
         log.size += len(value) - length
         log.stamp = self._stamp
 
@@ -167,14 +169,14 @@ class Change(Conditions):
         for name, item_id, value, ttl, unique in self._part.appends:
             log = self._state.logs.get(name)
             if log is None:
-                log = self._state.logs[name] = Log(self._stamp)
-            if unique and ((name, item_id) in seen or self._knows(name, item_id)):
+                log = self._state.logs[name] = Log(self._new_log(name), self._stamp)
+            if unique and ((name, item_id) in seen or self._knows(log, item_id)):
                 continue
             expires = None if ttl is None else self._now + ttl
             item = LogItem(log.next_seq, log.head + 1, item_id, value, expires)
             mark = UNIQUE if unique else 0
-            crc = item_crc(name, item, mark)
-            rows.append((name, item.position, item.seq, item_id, value, expires, mark, crc))
+            crc = item_crc(item, mark)
+            rows.append((log.key(item.position), item.seq, item_id, value, expires, mark, crc))
             if unique:
                 seen.add((name, item_id))
             log.head, log.next_seq = item.position, item.seq + 1
@@ -183,9 +185,13 @@ class Change(Conditions):
             ranges[name] = (ranges.get(name, (item.seq,))[0], item.seq)
         return rows, ranges
 
-    def _knows(self, log: str, item_id: str) -> bool:
-        sql = "SELECT 1 FROM items WHERE scope = ? AND log = ? AND id = ? AND mark = 1"
-        return self._db.execute(sql, (self._state.number, log, item_id)).fetchone() is not None
+    def _new_log(self, name: str) -> int:
+        self._db.execute("INSERT INTO logs(scope, name) VALUES(?, ?)", (self._state.number, name))
+        return self._db.last_insert_rowid()
+
+    def _knows(self, log: Log, item_id: str) -> bool:
+        sql = "SELECT 1 FROM items WHERE key >> 32 = ? AND id = ? AND mark = 1"
+        return self._db.execute(sql, (log.number, item_id)).fetchone() is not None
 
     def _plan_entries(self) -> tuple[list[tuple[object, ...]], list[tuple[str, str]]]:
         part, state, deletes = self._part, self._state, list[tuple[str, str]]()
@@ -229,7 +235,7 @@ class Change(Conditions):
 
     def _save(self, before: tuple[str | None, str | None, dict[str, str], float | None]) -> None:
         state = self._state
-        if state.number:
+        if state.birth != self._stamp.commit_id:
             save_heads(self._db, state)
             if (state.owner, state.parent, state.labels) != before[:3]:
                 sql = "UPDATE scopes SET owner = ?, parent = ?, labels = ? WHERE number = ?"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 import weakref
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -44,8 +45,9 @@ class Engine:
 
         self.ready = False
         self.forked = False
-        self.writer = Writer(path, durable=durable, make_locks=make_locks, now=clock())
-        self.reader = Reader(path, self.writer)
+        baton = threading.Lock()
+        self.writer = Writer(path, baton, durable=durable, make_locks=make_locks, now=clock())
+        self.reader = Reader(path, baton, self.writer)
         _engines.add(self)
         self.writer.start()
         self.reader.start()

@@ -23,6 +23,7 @@ from agentstate.storage.protocol import (
     Wants,
 )
 from agentstate.storage.sqlite_rows import (
+    Log,
     State,
     damaged,
     entry_crc,
@@ -54,10 +55,9 @@ __all__ = [
 
 ENTRIES: Final = "SELECT section, key, value, version, commit_id, expires, crc FROM entries WHERE scope = ?"
 ENTRY: Final = f"{ENTRIES} AND section = ? AND key = ?"
-ITEMS: Final = "SELECT seq, position, id, value, expires, mark, crc FROM items WHERE scope = ? AND log = ?"
-TAIL: Final = f"{ITEMS} AND position > ? ORDER BY position"
-RANGE: Final = f"{ITEMS} AND position >= ? AND position < ? ORDER BY position"
-ITEM: Final = f"{ITEMS} AND id = ? AND mark = 1"
+ITEMS: Final = "SELECT seq, key & 0xffffffff, id, value, expires, mark, crc FROM items WHERE"
+RANGE: Final = f"{ITEMS} key >= ? AND key < ? ORDER BY key"
+ITEM: Final = f"{ITEMS} key >> 32 = ? AND id = ? AND mark = 1"
 ONCE: Final = "SELECT key, fingerprint, commit_id, result, at, crc FROM once WHERE scope = ? AND key = ? AND at > ?"
 JOURNAL: Final = (
     "SELECT place, version, commit_id, at, record, ranges, removed, crc FROM journal "
@@ -92,8 +92,7 @@ def snapshot(connection: Connection, scope: StateScope, wants: Wants, now: float
         log = state.logs.get(name)
         if log is not None and count > 0:
             first = max(log.first, log.head - count + 1)
-            rows = connection.execute(TAIL, (state.number, name, first - 1))
-            logs[name] = log.view(items_of(scope, name, rows, first, log.head))
+            logs[name] = log.view(items_of(scope, name, _rows(connection, log, first, log.head + 1), first, log.head))
     return Snapshot(
         scope=scope,
         now=now,
@@ -173,14 +172,19 @@ def read_log(
         high = min(high, low + limit)
     elif limit is not None:
         low = max(low, high - limit)
-    rows = connection.execute(RANGE, (state.number, name, low, high)) if low < high else ()
+    rows = _rows(connection, log, low, high) if low < high else ()
     return LogPage(log.view(), items_of(scope, name, rows, low, high - 1))
+
+
+def _rows(connection: Connection, log: Log, start: int, end: int) -> list[Row]:
+    return connection.execute(RANGE, (log.key(start), log.key(end))).fetchall()
 
 
 def find_item(connection: Connection, scope: StateScope, log: str, name: str, now: float) -> LogItem | None:
     """Return the item with a unique id."""
     state = _live(connection, scope, now)
-    row = connection.execute(ITEM, (state.number, log, name)).fetchone() if state is not None else None
+    found = state.logs.get(log) if state is not None else None
+    row = connection.execute(ITEM, (found.number, name)).fetchone() if found is not None else None
     return None if row is None else item_of(scope, log, row)
 
 

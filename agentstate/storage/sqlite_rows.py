@@ -6,6 +6,7 @@ there is found when the row is read, and reported instead of believed.
 
 from __future__ import annotations
 
+import struct
 import zlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
@@ -27,6 +28,8 @@ COLUMNS: Final = (
     "number, version, commit_id, birth, updated, expires, entry_bytes, heads, crc, created, owner, parent, labels"
 )
 LOAD: Final = f"SELECT {COLUMNS} FROM scopes WHERE tenant = ? AND kind = ? AND id = ?"  # noqa: S608
+NUMBERS: Final = struct.Struct("<4q3d")
+POSITION_BITS: Final = 32
 UNIQUE: Final = 1
 SWEPT: Final = 2
 
@@ -35,11 +38,16 @@ SWEPT: Final = 2
 class Log:
     """The head of a log."""
 
+    number: int
     stamp: Stamp
     first: int = 1
     head: int = 0
     next_seq: int = 1
     size: int = 0
+
+    def key(self, position: int) -> int:
+        """Return the key of the item at a position."""
+        return (self.number << POSITION_BITS) + position
 
     def view(self, items: tuple[LogItem, ...] = ()) -> LogView:
         """Return it as callers see it."""
@@ -92,8 +100,11 @@ class State:
 
     def pack_heads(self) -> str:
         """Return the stamps of sections and the heads of logs as JSON."""
-        logs = {name: (log.first, log.head, log.next_seq, *log.stamp, log.size) for name, log in self.logs.items()}
-        sections = {name: (*stamp,) for name, stamp in self.sections.items()}
+        logs = {
+            name: (log.number, *log.stamp, log.first, log.head, log.next_seq, log.size)
+            for name, log in self.logs.items()
+        }
+        sections = {name: tuple(stamp) for name, stamp in self.sections.items()}
         return orjson.dumps({"s": sections, "l": logs, "o": self.once_count}).decode()
 
     def pack_labels(self) -> str | None:
@@ -102,11 +113,11 @@ class State:
 
     def crc(self, heads: str) -> int:
         """Return what vouches for the row."""
-        times = f"{self.created} {self.updated} {self.expires}"
-        told = f"{self.version} {self.commit_id} {self.birth} {self.entry_bytes} {times} {heads}"
-        if self.owner is not None or self.parent is not None or self.labels:
-            told += f" {self.owner!r} {self.parent!r} {self.pack_labels()}"
-        return zlib.crc32(told.encode("utf-8", "surrogatepass"))
+        numbers = (self.version, self.commit_id, self.birth, self.entry_bytes, self.created, self.updated)
+        told = zlib.crc32(heads.encode(), zlib.crc32(NUMBERS.pack(*numbers, self.expires or 0.0)))
+        if self.owner is None and self.parent is None and not self.labels:
+            return told
+        return zlib.crc32(f"{self.owner!r} {self.parent!r} {self.pack_labels()}".encode(), told)
 
 
 def load(connection: Connection, scope: StateScope) -> State | None:
@@ -122,20 +133,20 @@ def unpack(scope: StateScope, row: Row) -> State:
         DamagedStateError: the row is not what was written.
     """
     number, version, commit_id, birth, updated, expires, entry_bytes, heads, crc, created, owner, parent, labels = row
-    state = State(scope, number, version, commit_id, birth, updated, expires, entry_bytes, created, owner, parent)
     try:
-        if labels is not None:
-            state.labels = orjson.loads(labels)
         packed = orjson.loads(heads)
-        state.sections = {name: Stamp(*stamp) for name, stamp in packed["s"].items()}
-        for name, (first, head, next_seq, at, by, size) in packed["l"].items():
-            state.logs[name] = Log(Stamp(at, by), first, head, next_seq, size)
-        state.once_count = packed["o"]
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise damaged(scope, "its heads") from error
-    if state.crc(heads) != crc:
-        raise damaged(scope, "its row")
-    return state
+        state = State(
+            *(scope, number, version, commit_id, birth, updated, expires, entry_bytes, created, owner, parent),
+            {} if labels is None else orjson.loads(labels),
+            {name: Stamp(*stamp) for name, stamp in packed["s"].items()},
+            {name: Log(line, Stamp(at, by), *rest) for name, (line, at, by, *rest) in packed["l"].items()},
+            packed["o"],
+        )
+        if state.crc(heads) == crc:
+            return state
+    except (ValueError, TypeError, KeyError, AttributeError, struct.error) as error:
+        raise damaged(scope, "its row") from error
+    raise damaged(scope, "its row")
 
 
 def scope_of(tenant: str, kind: str, name: str) -> StateScope:
@@ -147,14 +158,15 @@ def scope_of(tenant: str, kind: str, name: str) -> StateScope:
 
 def entry_crc(section: str, key: str, value: bytes | int, stamp: tuple[int, int], expires: float | None) -> int:
     """Return what vouches for an entry."""
-    told = f"{section}\0{key}\0{stamp[0]} {stamp[1]} {expires}".encode("utf-8", "surrogatepass")
-    return zlib.crc32(b"%d" % value if isinstance(value, int) else value, zlib.crc32(told))
+    told = zlib.crc32(f"{section}\0{key}\0{expires}".encode(), stamp[0] ^ stamp[1])
+    return zlib.crc32(b"%d" % value if isinstance(value, int) else value, told)
 
 
-def item_crc(log: str, item: LogItem, mark: int) -> int:
+def item_crc(item: LogItem, mark: int) -> int:
     """Return what vouches for an item of a log."""
-    told = f"{log}\0{item.position} {item.seq} {mark} {item.expires_at}\0{item.id}".encode("utf-8", "surrogatepass")
-    return zlib.crc32(item.value, zlib.crc32(told))
+    seq, position, name, value, expires = item
+    told = zlib.crc32(name.encode(), (seq << 8) ^ (position << 2) ^ mark)
+    return zlib.crc32(value, told if expires is None else zlib.crc32(b"%r" % expires, told))
 
 
 def record_crc(data: bytes | None, *told: object) -> int:
@@ -165,7 +177,7 @@ def record_crc(data: bytes | None, *told: object) -> int:
 def item_of(scope: StateScope, log: str, row: Row) -> LogItem:
     """Return the item of a row ``seq, position, id, value, expires, mark, crc``."""
     item = LogItem(*row[:5])
-    if item_crc(log, item, row[5]) != row[6]:
+    if item_crc(item, row[5]) != row[6]:
         raise damaged(scope, f"item {item.position} of {log}")
     return item
 

@@ -2,6 +2,7 @@
 
 One row of ``scopes`` holds what every commit of a state changes, the stamps of its sections
 and the heads of its logs included (``heads``, JSON), so that a commit rewrites one row.
+The ``key`` of an item is its log's number and its position, so that a tail is one walk over integers.
 ``journal`` is the feed too: its ``place`` rises with every commit of the file. A state that
 was dropped leaves a row in ``tombstones``, whose negative number its journal rows then bear.
 Rows that hold users' bytes carry a CRC of everything that matters in them.
@@ -52,11 +53,11 @@ CREATE TABLE entries(
     value NOT NULL, version INTEGER NOT NULL, commit_id INTEGER NOT NULL, expires REAL, crc INTEGER NOT NULL,
     PRIMARY KEY(scope, section, key)) WITHOUT ROWID;
 CREATE INDEX entries_by_expiry ON entries(expires) WHERE expires IS NOT NULL;
+CREATE TABLE logs(number INTEGER PRIMARY KEY, scope INTEGER NOT NULL, name TEXT NOT NULL);
 CREATE TABLE items(
-    scope INTEGER NOT NULL, log TEXT NOT NULL, position INTEGER NOT NULL,
-    seq INTEGER NOT NULL, id TEXT NOT NULL, value BLOB NOT NULL, expires REAL, mark INTEGER NOT NULL,
-    crc INTEGER NOT NULL, PRIMARY KEY(scope, log, position)) WITHOUT ROWID;
-CREATE UNIQUE INDEX items_by_id ON items(scope, log, id) WHERE mark = 1;
+    key INTEGER PRIMARY KEY, seq INTEGER NOT NULL, id TEXT NOT NULL, value BLOB NOT NULL, expires REAL,
+    mark INTEGER NOT NULL, crc INTEGER NOT NULL);
+CREATE UNIQUE INDEX items_by_id ON items(key >> 32, id) WHERE mark = 1;
 CREATE INDEX items_by_expiry ON items(expires) WHERE expires IS NOT NULL AND mark < 2;
 CREATE TABLE journal(
     place INTEGER PRIMARY KEY, scope INTEGER NOT NULL, version INTEGER, commit_id INTEGER, at REAL NOT NULL,

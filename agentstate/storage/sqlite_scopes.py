@@ -27,8 +27,8 @@ __all__ = [
 TOMBSTONE_SECONDS: Final = 7 * 24 * 3600.0
 
 INSERT: Final = (
-    "INSERT INTO scopes(tenant, kind, id, version, commit_id, birth, updated, expires, entry_bytes, heads, crc, "
-    "created, owner, parent, labels, lineage) VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+    "INSERT INTO scopes(number, tenant, kind, id, version, commit_id, birth, updated, expires, entry_bytes, heads, "
+    "crc, created, owner, parent, labels, lineage) VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
 UPDATE: Final = (
     "UPDATE scopes SET version = ?, commit_id = ?, updated = ?, entry_bytes = ?, heads = ?, crc = ? WHERE number = ?"
@@ -41,15 +41,15 @@ BURY: Final = (
 
 
 def insert(connection: Connection, state: State) -> None:
-    """Write the row of a new state, which gives it its number."""
+    """Write the row of a new state."""
     scope, heads = state.scope, state.pack_heads()
     row = (
-        *(scope.tenant, scope.kind, scope.id, state.version, state.commit_id, state.birth, state.updated),
+        *(state.number, scope.tenant, scope.kind, scope.id),
+        *(state.version, state.commit_id, state.birth, state.updated),
         *(state.expires, state.entry_bytes, heads, state.crc(heads), state.created),
         *(state.owner, state.parent, state.pack_labels(), os.urandom(16)),
     )
     connection.execute(INSERT, row)
-    state.number = connection.last_insert_rowid()
 
 
 def save_heads(connection: Connection, state: State) -> None:
@@ -64,8 +64,11 @@ def bury(connection: Connection, state: State, now: float, *, dropped: bool) -> 
     scope, number = state.scope, state.number
     row = (scope.tenant, scope.kind, scope.id, state.version, state.commit_id, now + TOMBSTONE_SECONDS)
     ((tombstone,),) = connection.execute(BURY, row).fetchall()
-    for table in ("entries", "items", "once"):
-        connection.execute(f"DELETE FROM {table} WHERE scope = ?", (number,))  # noqa: S608
+    connection.execute("DELETE FROM entries WHERE scope = ?", (number,))
+    connection.execute("DELETE FROM once WHERE scope = ?", (number,))
+    for log in state.logs.values():
+        connection.execute("DELETE FROM items WHERE key >= ? AND key <= ?", (log.key(log.first), log.key(log.head)))
+        connection.execute("DELETE FROM logs WHERE number = ?", (log.number,))
     for name, value in state.labels.items():
         remove_label(connection, state, name, value)
     connection.execute("DELETE FROM removed WHERE place IN (SELECT place FROM journal WHERE scope = ?)", (number,))

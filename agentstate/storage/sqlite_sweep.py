@@ -29,8 +29,8 @@ EXPIRED_ENTRIES: Final = """
 SELECT scope, section, key, CASE typeof(value) WHEN 'integer' THEN 8 ELSE length(value) END
 FROM entries WHERE expires <= ? ORDER BY expires LIMIT ?"""
 EXPIRED_ITEMS: Final = """
-SELECT scope, log, position, seq, id, expires, length(value) FROM items
-WHERE expires <= ? AND mark < 2 ORDER BY expires LIMIT ?"""
+SELECT l.scope, l.name, i.key, i.seq, i.id, i.expires, length(i.value)
+FROM items i JOIN logs l ON l.number = i.key >> 32 WHERE i.expires <= ? AND i.mark < 2 ORDER BY i.expires LIMIT ?"""
 BY_NUMBER: Final = f"SELECT {COLUMNS}, tenant, kind, id FROM scopes WHERE number = ?"  # noqa: S608
 OLD_TOMBSTONES: Final = """
 DELETE FROM tombstones WHERE number IN (SELECT number FROM tombstones WHERE until <= ? ORDER BY until LIMIT ?)
@@ -157,12 +157,12 @@ class Sweep:
         """Empty expired items, which keep their places, so that positions stay dense, until they are at the head."""
         count, touched = 0, set[tuple[int, str]]()
         rows = self._db.execute(EXPIRED_ITEMS, (self._now, limit + HELD_MARGIN)).fetchall() if limit else ()
-        for number, log, position, seq, item_id, expires, length in rows:
+        for number, log, key, seq, item_id, expires, length in rows:
             state = self._state(number) if count < limit else None
             if state is not None:
-                crc = item_crc(log, LogItem(seq, position, item_id, b"", expires), SWEPT)
-                sql = "UPDATE items SET value = x'', mark = ?, crc = ? WHERE scope = ? AND log = ? AND position = ?"
-                self._db.execute(sql, (SWEPT, crc, number, log, position))
+                position = key - state.logs[log].key(0)
+                crc = item_crc(LogItem(seq, position, item_id, b"", expires), SWEPT)
+                self._db.execute("UPDATE items SET value = x'', mark = ?, crc = ? WHERE key = ?", (SWEPT, crc, key))
                 state.logs[log].size -= length
                 touched.add((number, log))
                 count += 1
@@ -174,10 +174,12 @@ class Sweep:
         state = self._states[number]
         assert state is not None
         log = state.logs[name]
-        sql = "SELECT position FROM items WHERE scope = ? AND log = ? AND mark <> ? ORDER BY position LIMIT 1"
-        row = self._db.execute(sql, (number, name, SWEPT)).fetchone()
-        log.first = row[0] if row is not None else log.head + 1
-        self._db.execute("DELETE FROM items WHERE scope = ? AND log = ? AND position < ?", (number, name, log.first))
+        start, end = log.key(log.first), log.key(log.head + 1)
+        sql = "SELECT key FROM items WHERE key >= ? AND key < ? AND mark <> ? ORDER BY key LIMIT 1"
+        row = self._db.execute(sql, (start, end, SWEPT)).fetchone()
+        first = row[0] if row is not None else end
+        self._db.execute("DELETE FROM items WHERE key >= ? AND key < ?", (start, first))
+        log.first += first - start
 
     def _forget_old(self) -> None:
         for (number,) in self._db.execute(OLD_TOMBSTONES, (self._now, self._limit)).fetchall():

@@ -2,8 +2,14 @@
 
 A hop to a thread costs more than a small transaction, so a job is a whole read or a whole
 commit, and whatever waits when a thread comes round is done together: reads in one read
-transaction, commits in one write transaction with one fsync. Results go back with one wake-up
-per event loop. A job that was handed over is finished whether or not anybody still waits for it.
+transaction, commits in one write transaction with one fsync. All jobs of one pass of an event
+loop go over together, and come back with one wake-up. A job that was handed over is finished
+whether or not anybody still waits for it.
+
+The two threads take turns (`baton`) at running statements: each statement gives the interpreter
+lock away for a moment, and two threads that snatch it from each other get half as much done.
+Nobody holds the baton during an fsync, and nobody waits for it longer than a long commit is
+worth.
 
 Of a group of commits, each is checked before it writes; a refused one has written nothing.
 When the engine fails, the group is undone and its members run again, each alone.
@@ -14,8 +20,8 @@ from __future__ import annotations
 import asyncio
 import threading
 from concurrent.futures import Future as BlockingFuture
-from contextlib import suppress
-from queue import SimpleQueue
+from contextlib import contextmanager, suppress
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from agentstate.errors import StateError, StorageClosedError
@@ -23,7 +29,7 @@ from agentstate.storage.sqlite_errors import from_engine
 from agentstate.storage.sqlite_schema import connect, driver, prepare
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Generator
     from pathlib import Path
 
     from agentstate.storage.oslock import MachineLocks
@@ -32,6 +38,7 @@ if TYPE_CHECKING:
 __all__ = ["BACKSTOP_SECONDS", "Job", "Reader", "Writer"]
 
 MOST_TOGETHER: Final = 256
+BATON_SECONDS: Final = 0.005
 BACKSTOP_SECONDS: Final = 10.0
 CHECKPOINT_PAGES: Final = 1000
 RESTART_PAGES: Final = 16_000
@@ -125,11 +132,13 @@ def _finish_all(jobs: list[Job[Any, Any]]) -> None:
 class _Worker:
     """A thread with a connection of its own that serves what was handed to it, in batches."""
 
-    def __init__(self, path: Path, name: str) -> None:
+    def __init__(self, path: Path, name: str, baton: threading.Lock) -> None:
         self.connection: Connection | None = None
-        self._path = path
-        self._queue: SimpleQueue[Job[Any, Any] | None] = SimpleQueue()
         self.ended: BlockingFuture[None] = BlockingFuture()
+        self._path = path
+        self._baton = baton
+        self._queue: SimpleQueue[list[Job[Any, Any]] | None] = SimpleQueue()
+        self._passes: dict[asyncio.AbstractEventLoop, list[Job[Any, Any]]] = {}
         self._ended = False
         self._failure: Exception | None = None
         self._thread = threading.Thread(target=self._run, name=f"agentstate-sqlite-{name}", daemon=True)
@@ -139,8 +148,20 @@ class _Worker:
         self._thread.start()
 
     def submit(self, job: Job[Any, Any]) -> None:
-        """Hand a job over."""
-        self._queue.put(job)
+        """Hand a job over: at once, or with what else this pass of its event loop brings."""
+        if job.loop is None:
+            self._put([job])
+        elif job.loop in self._passes:
+            self._passes[job.loop].append(job)
+        else:
+            self._passes[job.loop] = [job]
+            job.loop.call_soon(self._end_pass, job.loop)
+
+    def _end_pass(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._put(self._passes.pop(loop))
+
+    def _put(self, jobs: list[Job[Any, Any]]) -> None:
+        self._queue.put(jobs)
         if self._ended:
             self._refuse_rest()
 
@@ -164,12 +185,12 @@ class _Worker:
     def _serve_next(self) -> bool:
         """Serve what waits, at least one job. Return whether to go on."""
         batch: list[Job[Any, Any]] = []
-        job = self._queue.get()
-        while job is not None:
-            batch.append(job)
-            if len(batch) == MOST_TOGETHER or self._queue.empty():
+        jobs = self._queue.get()
+        while jobs is not None:
+            batch += jobs
+            if len(batch) >= MOST_TOGETHER or self._queue.empty():
                 break
-            job = self._queue.get()
+            jobs = self._queue.get()
         failure = self._failure
         if self.connection is not None:
             try:
@@ -182,15 +203,24 @@ class _Worker:
                 one.settle(one.error is None)
         deliver(batch)
         self._after(len(batch))
-        return job is not None
+        return jobs is not None
 
     def _refuse_rest(self) -> None:
         while not self._queue.empty():
-            with suppress(Exception):
-                job = self._queue.get_nowait()
-                if job is not None:
+            with suppress(Empty):
+                jobs = self._queue.get_nowait() or []
+                for job in jobs:
                     job.error = StorageClosedError(f"The state file {self._path} was closed.", remedy="Open it again.")
-                    deliver([job])
+                deliver(jobs)
+
+    @contextmanager
+    def _with_baton(self) -> Generator[None]:
+        taken = self._baton.acquire(timeout=BATON_SECONDS)
+        try:
+            yield
+        finally:
+            if taken:
+                self._baton.release()
 
     def _open(self) -> Connection:
         raise NotImplementedError
@@ -209,9 +239,9 @@ class _Worker:
 class Reader(_Worker):
     """Serves reads. In WAL mode they never wait for a writer's fsync."""
 
-    def __init__(self, path: Path, writer: Writer) -> None:
+    def __init__(self, path: Path, baton: threading.Lock, writer: Writer) -> None:
         """``writer`` opens the file first: it makes the layout."""
-        super().__init__(path, "reader")
+        super().__init__(path, "reader", baton)
         self._writer = writer
 
     def _open(self) -> Connection:
@@ -219,26 +249,37 @@ class Reader(_Worker):
         return connect(self._path, durable=False, read_only=True)
 
     def _serve(self, connection: Connection, batch: list[Job[Any, Any]]) -> None:
-        for job in batch:
-            if job.abandoned():
-                continue
-            try:
-                if not connection.in_transaction:
-                    connection.execute("BEGIN")
-                job.run(connection)
-            except Exception as error:  # noqa: BLE001 - handed to the caller
-                job.error = from_engine(error, self._path, connection)
-                _undo(connection)
-        if connection.in_transaction:
-            connection.execute("COMMIT")
+        with self._with_baton():
+            for job in batch:
+                if not job.abandoned():
+                    self._read(connection, job)
+            if connection.in_transaction:
+                connection.execute("COMMIT")
+
+    def _read(self, connection: Connection, job: Job[Any, Any]) -> None:
+        try:
+            if not connection.in_transaction:
+                connection.execute("BEGIN")
+            job.run(connection)
+        except Exception as error:  # noqa: BLE001 - handed to the caller
+            job.error = from_engine(error, self._path, connection)
+            _undo(connection)
 
 
 class Writer(_Worker):
     """Serves commits, grouped. All processes' writers and checkpoints queue on one OS lock."""
 
-    def __init__(self, path: Path, *, durable: bool, make_locks: Callable[[], MachineLocks], now: float) -> None:
+    def __init__(
+        self,
+        path: Path,
+        baton: threading.Lock,
+        *,
+        durable: bool,
+        make_locks: Callable[[], MachineLocks],
+        now: float,
+    ) -> None:
         """``make_locks`` opens the lock directory, on the thread."""
-        super().__init__(path, "writer")
+        super().__init__(path, "writer", baton)
         self.opened: BlockingFuture[MachineLocks] = BlockingFuture()
         self._durable = durable
         self._make_locks = make_locks
@@ -284,8 +325,9 @@ class Writer(_Worker):
         """Run jobs in one transaction. Return what undid it, if anything did."""
         try:
             connection.execute("BEGIN IMMEDIATE")
-            for job in jobs:
-                job.run(connection)
+            with self._with_baton():
+                for job in jobs:
+                    job.run(connection)
             connection.execute("COMMIT")
         except Exception as error:  # noqa: BLE001 - handed to the callers
             failure = from_engine(error, self._path, connection)

@@ -13,6 +13,12 @@ from agentstate.testing import Damage, MakeNewer, MakeStorage, ProcessSpec, Stor
 
 # What finds a row rather than being found in it: changed, it would be another row, not a damaged one.
 ADDRESSES = {"number", "place", "tenant", "kind", "id", "scope", "section", "key", "log", "position", "lineage"}
+TABLES = (
+    ("scopes", "number = ?"),
+    ("entries", "scope = ?"),
+    ("items", "key >> 32 IN (SELECT number FROM logs WHERE scope = ?)"),
+    ("journal", "scope = ?"),
+)
 
 
 class TestSqlite(StorageConformance):
@@ -63,8 +69,8 @@ class TestSqlite(StorageConformance):
 def _columns(connection: sqlite3.Connection, scope: StateScope):
     connection.row_factory = sqlite3.Row
     found = connection.execute("SELECT number FROM scopes WHERE kind = ? AND id = ?", (scope.kind, scope.id)).fetchone()
-    for table, owner in (("scopes", "number"), ("entries", "scope"), ("items", "scope"), ("journal", "scope")):
-        for row in connection.execute(f"SELECT * FROM {table} WHERE {owner} = ?", (found["number"],)):
+    for table, condition in TABLES:
+        for row in connection.execute(f"SELECT * FROM {table} WHERE {condition}", (found["number"],)):
             values = dict(row)
             for column in sorted(values.keys() - ADDRESSES):
                 if values[column] is not None and (table, column) != ("journal", "version"):
