@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, cast
 
 from agentstate.decorator import StatefulHandler, with_state
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncGenerator, Callable
 
 __all__ = ["StateMiddleware"]
 
@@ -38,18 +39,22 @@ class StateMiddleware(StatefulHandler):
 
 
 def _function(handler: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a handler as what it is when it is called: a coroutine function, or a stream of them."""
-    if inspect.isroutine(handler) or isinstance(handler, StatefulHandler):
+    """Return a handler as a function: what looks at signatures takes a bound method apart again."""
+    if inspect.isroutine(handler) and not inspect.ismethod(handler):
         return handler
-    call = cast("Callable[..., Any]", getattr(handler, "__call__"))  # noqa: B004, B009 - the method itself is wanted
-    if inspect.iscoroutinefunction(call) or inspect.isasyncgenfunction(call):
-        return call
+    call: Any = handler if inspect.ismethod(handler) else type(handler).__call__
 
-    async def next_in_chain(*args: Any, **kwargs: Any) -> Any:
+    async def stream(*args: Any, **kwargs: Any) -> AsyncGenerator[Any]:
+        async with aclosing(handler(*args, **kwargs)) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    async def link(*args: Any, **kwargs: Any) -> Any:
         result = handler(*args, **kwargs)
         return await result if inspect.isawaitable(result) else result
 
-    next_in_chain.__name__ = next_in_chain.__qualname__ = type(handler).__name__
-    next_in_chain.__signature__ = inspect.signature(handler)  # type: ignore[attr-defined]
-    next_in_chain.__annotations__ = dict(inspect.get_annotations(getattr(call, "__func__", call)))
-    return next_in_chain
+    function: Any = stream if inspect.isasyncgenfunction(call) else link
+    function.__name__ = function.__qualname__ = getattr(handler, "__name__", type(handler).__name__)
+    function.__signature__ = inspect.signature(handler)
+    function.__annotations__ = dict(inspect.get_annotations(getattr(call, "__func__", call)))
+    return function  # type: ignore[no-any-return]

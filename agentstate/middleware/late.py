@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, cast
 
 from agentstate.errors import TurnClosedError
 from agentstate.handling import enter, failed, finish
-from agentstate.state.turn import Frame, Turn, current
+from agentstate.state.record import Origin
+from agentstate.state.turn import Frame, Turn, current, new_id
 
 if TYPE_CHECKING:
     from agentstate.handling import Request
@@ -26,10 +27,17 @@ if TYPE_CHECKING:
 
 
 class _NoTurn:
-    """Stands where a gate has no turn yet."""
+    """Stands where a gate has no turn yet: a turn that has ended, as far as anybody may ask.
+
+    What the code of one request does in several turns has one correlation id.
+    """
 
     closed = True
     ticket = None
+
+    def __init__(self, outer: Frame | None) -> None:
+        known = outer.turn.origin.correlation if outer is not None else ""
+        self.origin = Origin("request", correlation=known or f"{new_id():016x}")
 
 
 class Gate(Frame):
@@ -40,8 +48,13 @@ class Gate(Frame):
 
     def __init__(self, outer: Frame | None) -> None:
         """Lead to the frame that the request was made in, for now."""
-        super().__init__(cast("Turn", _NoTurn()), outer, {})
+        super().__init__(cast("Turn", _NoTurn(outer)), outer, {})
         self.open = False
+
+    @property
+    def correlation(self) -> str:
+        """What all turns of the request have in common in the journal."""
+        return self.turn.origin.correlation
 
     def lead_to(self, frame: Frame) -> None:
         """Lead to the frame of the turn that was taken."""

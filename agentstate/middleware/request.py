@@ -100,7 +100,14 @@ class RequestContext(ConversationContext):
         chosen = await self.choose()
         scope = StateScope.conversation(chosen.id)
         if not self.per_call and Frame.joined(self._store, scope) is None:
-            request = Request(scope, self._name, self._settings, self._principal, run_without=self._bound.run_without)
+            request = Request(
+                scope,
+                self._name,
+                self._settings,
+                self._principal,
+                run_without=self._bound.run_without,
+                correlation=self.late.gate.correlation,
+            )
             self._own_frame = await self.late.take(self._store, request)
         return chosen.id if context_id == THIS else context_id
 

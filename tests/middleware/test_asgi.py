@@ -22,6 +22,8 @@ from agentstate.errors import (
 )
 from agentstate.middleware import ASGIStateMiddleware
 from agentstate.principal import principal
+from agentstate.scope import StateScope
+from agentstate.state.record import decode_record
 from agentstate.storage import registry
 
 from .conftest import answer, body, for_id, http, never, outside, start
@@ -373,6 +375,29 @@ async def test_work_after_the_response_needs_a_turn_of_its_own(memory, stored):
 
     await answer(ASGIStateMiddleware(app, storage=memory), for_id())
     assert await stored.get_variables("c-1") == {"n": 1, "later": True}
+
+
+async def test_all_turns_of_a_request_have_one_correlation_id(memory, stored):
+    """The journal tells what belongs to one request, also where it has several turns."""
+
+    @agentstate.stateful(storage=memory, key="other")
+    async def handler(request, conversation: agentstate.Conversation):
+        await conversation.set("n", 1)
+
+    async def app(scope, receive, send):
+        await handler({})
+        await counting(scope, receive, send)
+        async with conversation_of(scope).turn() as later:
+            await later.set("later", value=True)
+
+    await answer(ASGIStateMiddleware(app, storage=memory), for_id())
+    records = [
+        decode_record(one.record)["correlation"]
+        for name in ("other", "c-1")
+        for one in await memory.journal(StateScope.conversation(name))
+    ]
+    assert len(records) == 3
+    assert len(set(records)) == 1
 
 
 async def test_other_conversations_join_the_turn(memory, stored):
