@@ -27,6 +27,7 @@ from agentstate.testing.conformance.leases import LateHolderTests, LeaseTests, Q
 from agentstate.testing.conformance.lifecycle import LifecycleTests, ReopenTests
 from agentstate.testing.conformance.listing import ListingTests
 from agentstate.testing.conformance.logs import LogEditTests, LogTests, UniqueItemTests
+from agentstate.testing.conformance.model import ModelTests
 from agentstate.testing.conformance.once import OnceTests, OutcomeTests
 from agentstate.testing.conformance.reading import ReadTests
 from agentstate.testing.conformance.sweeping import DropTests, SweepTests
@@ -57,6 +58,7 @@ __all__ = [
     "LoopTests",
     "MakeNewer",
     "MakeStorage",
+    "ModelTests",
     "NativeExpiryTests",
     "OnceTests",
     "OrderTests",
@@ -110,6 +112,7 @@ class StorageConformance(
     CancellationTests,
     ContentionTests,
     LoopTests,
+    ModelTests,
     ReopenTests,
     ProcessTests,
     CrashTests,

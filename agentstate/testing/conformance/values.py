@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from agentstate.errors import ValueTooLargeError
 from agentstate.storage.protocol import Append, Part, Put, Stamp
 from agentstate.testing.conformance.case import A, B, StorageCase, commit, put, read, value_of
 from agentstate.testing.turns import new_id
@@ -103,6 +104,12 @@ class ValueTests(StorageCase):
         labels = {f"label-{n}": str(n) for n in range(8)}
         await commit(storage, labels=labels)
         assert dict((await read(storage)).labels) == labels
+
+    async def test_nine_labels(self, storage: Storage) -> None:
+        """A ninth label is refused, and nothing is written."""
+        with pytest.raises(ValueTooLargeError):
+            await commit(storage, puts=[Put("variables", "k", b"1")], labels={f"label-{n}": "x" for n in range(9)})
+        assert (await read(storage)).stamp is None
 
 
 class StampTests(StorageCase):
