@@ -212,7 +212,7 @@ async def test_decorating_opens_nothing(tmp_path):
     async def other(task, context, context_id): ...
 
     assert not (tmp_path / "states").exists()
-    with pytest.raises(StorageUnavailableError, match="127.0.0.1"):
+    with pytest.raises(StorageUnavailableError, match=r"127\.0\.0\.1"):
         await handler({"context_id": "c"})
 
 
@@ -337,7 +337,7 @@ def test_a_forked_child_waits_for_nobody_of_its_parent(tmp_path):
         child = os.fork()
         if child == 0:
             os._exit(_child(handler))
-        _, status = os.waitpid(child, 0)
+        _, status = await asyncio.to_thread(os.waitpid, child, 0)
         return os.waitstatus_to_exitcode(status)
 
     assert asyncio.run(handler({"context_id": "c"})) == 0

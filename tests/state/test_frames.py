@@ -246,10 +246,14 @@ async def test_a_turn_for_a_block(storage):
     async with context.turn("c-1") as conversation:
         await conversation.set("x", 1)
         await conversation.add("user", "hi")
-    with pytest.raises(KeyError):
+
+    async def fails():
         async with context.turn("c-1") as conversation:
             await conversation.set("x", 2)
             raise KeyError
+
+    with pytest.raises(KeyError):
+        await fails()
     state = await context.get("c-1")
     assert (state.version, state.variables) == (1, {"x": 1})
 
