@@ -58,7 +58,6 @@ class Directory:
         """Begin empty."""
         self.index = ScopeIndex()
         self.known: dict[StateScope, Known] = {}
-        self._infos: dict[StateScope, ScopeInfo] = {}
         self._queue: list[tuple[float, str]] = []
         self._queued: dict[str, float] = {}
 
@@ -70,18 +69,17 @@ class Directory:
         else:
             self.known[scope] = Known(line["n"], line["size"], line["due"])
         if line["state"] is None:
-            self._infos.pop(scope, None)
             self.index.discard(scope)
         else:
-            info = self._infos[scope] = decode_info(scope, line["state"])
-            self.index.put(info)
+            self.index.put(decode_info(scope, line["state"]))
         if line["due"] is not None:
             self._queue_up(line["scope"], line["due"])
 
     def lines(self) -> Iterator[Json]:
         """Return lines that add up to this, without commits."""
+        infos = {info.scope: info for info in self.index.infos()}
         for scope, known in self.known.items():
-            yield _line(scope, known, self._infos.get(scope), [])
+            yield _line(scope, known, infos.get(scope), [])
 
     # -- sweeping --------------------------------------------------------------------------
 

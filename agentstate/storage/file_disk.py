@@ -112,10 +112,6 @@ class Disk:
             return False
         return True
 
-    def remove_directory(self, path: str) -> None:
-        """Remove an empty directory."""
-        Path(path).rmdir()
-
     def write_new(self, path: str, data: bytes) -> None:
         """Write a file of its own name under a temporary one, sync it, and let it take the name's place."""
         temporary = f"{path}.{os.urandom(6).hex()}.tmp"

@@ -87,13 +87,22 @@ class Held:
             self._gone(at)
             return done
         self.gone_at = None
-        lifetimes = (*(put.ttl for put in part.puts), *(item.ttl for item in part.appends))
-        self.inner_due = _earliest((self.inner_due, *(at + ttl for ttl in lifetimes if ttl is not None)))
+        self.inner_due = _earliest((self.inner_due, *self._new_dues(part, at)))
         op["stamp"] = str(done.stamp)
         if part.record is not None:
             self.records += 1
             op["journal"] = encode_journal(self.image.journal.pop())
         return done
+
+    def _new_dues(self, part: Part, at: float) -> list[float | None]:
+        """Return the expiries that a part, just applied, brings or brings back."""
+        lifetimes = (*(put.ttl for put in part.puts), *(item.ttl for item in part.appends))
+        dues: list[float | None] = [at + ttl for ttl in lifetimes if ttl is not None]
+        if part.trims:
+            dues += self._heads()
+        for edit in part.edits:
+            dues += [item.expires_at for item in self.image.logs[edit.log].slice(edit.position, edit.position + 1)]
+        return dues
 
     def drop(self, at: float) -> Json:
         """Remove the state, and return the operation."""
@@ -131,7 +140,11 @@ class Held:
         image = self.image
         entries = (entry.expires_at for entry in image.entries.values())
         items = (item.expires_at for log in image.logs.values() for item in log.items if item.value)
-        self.inner_due = _earliest((*entries, *items))
+        self.inner_due = _earliest((*entries, *items, *self._heads()))
+
+    def _heads(self) -> list[float | None]:
+        """Return when the first items of the logs expire: one that was emptied further back goes only there."""
+        return [log.items[0].expires_at for log in self.image.logs.values() if log.items]
 
     def replay(self, op: Json) -> None:
         """Make a step that the log holds.

@@ -127,7 +127,11 @@ def encode_state(held: Held, archive: Archive | None) -> Json:
 
 
 def _encode_log(log: Log) -> Json:
-    blank = [item.position for item in log.items if not item.value and item.expires_at is not None]
+    blank = [
+        item.position
+        for item in log.items
+        if not item.value and item.expires_at is not None and log.ids.get(item.id) != item.seq
+    ]
     return {"stamp": str(log.stamp), "first": log.first, "head": log.head, "next": log.next_seq, "blank": blank}
 
 

@@ -145,10 +145,10 @@ def _write_snapshot(files: ScopeFiles) -> None:
 
 
 def _archive(files: ScopeFiles) -> Archive | None:
-    """Bring the archive of log items up to the image."""
+    """Bring the archive of log items up to the image; there is none of no items."""
     assert files.held is not None
     image, old = files.held.image, files.snapshot.archive
-    if not image.logs:
+    if not any(log.items for log in image.logs.values()):
         return None
     anew = old is None or worth_rewriting(image, old.size)
     base = Archive(f"items-{files.n:012d}.jsonl", 0, "") if old is None or anew else old

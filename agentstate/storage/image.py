@@ -389,7 +389,13 @@ class Image:
                 log.forget([item])
                 log.items[number] = item._replace(value=b"")
                 items += 1
-            while log.items and not log.items[0].value and log.items[0].expires_at is not None:
+            while log.items and _is_over(log.items[0], now):
+                log.forget(log.items[:1])
                 del log.items[0]
                 log.first += 1
         return len(gone), items
+
+
+def _is_over(item: LogItem, now: float) -> bool:
+    """Whether an expired item holds nothing but its place."""
+    return not item.value and item.expires_at is not None and item.expires_at <= now
