@@ -77,8 +77,10 @@ class ContextBase:
         return self.storage.capabilities.durability != "none"
 
     async def aclose(self) -> None:
-        """Close the storage."""
-        await self.storage.close()
+        """Close the storage, for whoever shares it too; the next use of a URL or of the default opens it anew."""
+        from agentstate.stores import close_store
+
+        await close_store(self._store)
 
     async def __aenter__(self) -> Self:
         """Return this context; leaving it closes the storage."""

@@ -84,6 +84,16 @@ async def aclose() -> None:
         await store.storage.close()
 
 
+async def close_store(store: Store) -> None:
+    """Close one store, whoever uses it; the next use of its settings opens a new one."""
+    global _epoch  # noqa: PLW0603 - one per process
+    with _lock:
+        for key in [key for key, one in _stores.items() if one is store]:
+            del _stores[key]
+            _epoch += 1
+    await store.storage.close()
+
+
 def _begin_anew_in_child() -> None:
     global _epoch, _lock  # noqa: PLW0603 - the child's own
     _lock = threading.Lock()

@@ -50,3 +50,20 @@ def test_a_forked_child_opens_its_own(handler):
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert asyncio.run(handler({"context_id": "c"})) == 3
     asyncio.run(agentstate.aclose())
+
+
+async def test_a_context_that_closes_its_storage_leaves_nothing_closed_behind(tmp_path):
+    """After ``async with`` the same URL opens the storage again, for contexts and for handlers."""
+    url = f"sqlite:///{tmp_path}/state.db"
+
+    @stateful(url=url)
+    async def handler(_, context, context_id):
+        return await context.increment(context_id, "n")
+
+    assert await handler({"context_id": "c-1"}) == 1
+    async with ConversationContext(url) as context:
+        assert await context.get_variable("c-1", "n") == 1
+    assert await handler({"context_id": "c-1"}) == 2
+    async with ConversationContext(url) as context:
+        assert await context.get_variable("c-1", "n") == 2
+    await agentstate.aclose()
