@@ -346,3 +346,17 @@ def test_a_forked_child_waits_for_nobody_of_its_parent(tmp_path):
 def _child(handler):
     line = handler.bound.store._line
     return 0 if line.take(StateScope.conversation("c"), "child") is not None else 1
+
+
+async def test_a_missing_server_leaves_no_noise_behind(caplog):
+    """What can't be given back is nobody's unretrieved exception."""
+    import gc
+
+    @stateful(storage="valkey", url=f"valkey://127.0.0.1:{free_port()}")
+    async def handler(task, context, context_id): ...
+
+    with pytest.raises(StorageUnavailableError):
+        await handler({"context_id": "c"})
+    await asyncio.sleep(0)
+    gc.collect()
+    assert "never retrieved" not in caplog.text
