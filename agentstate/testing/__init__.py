@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING
 
 from agentstate.errors import MissingDependencyError
 
+REMEDY = "Run: pip install 'agentstate-suite[testing]'."
+
 try:
     import pytest
-except ImportError as error:
-    raise MissingDependencyError(
-        "agentstate.testing needs pytest.", remedy="Run: pip install 'agentstate-suite[testing]'."
-    ) from error
+except ModuleNotFoundError as error:
+    raise MissingDependencyError("agentstate.testing needs pytest.", remedy=REMEDY) from error
 
 if TYPE_CHECKING:
     from agentstate.testing.clock import FakeClock
@@ -52,4 +52,10 @@ _HOMES = {"FakeClock": "clock", "FaultyStorage": "faults"}
 def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES.get(name, 'conformance')}"), name)
+    try:
+        home = import_module(f"{__name__}.{_HOMES.get(name, 'conformance')}")
+    except ModuleNotFoundError as error:
+        if error.name != "pytest_asyncio":
+            raise
+        raise MissingDependencyError("The conformance suite needs pytest-asyncio.", remedy=REMEDY) from error
+    return getattr(home, name)

@@ -93,22 +93,25 @@ def number_of(value: bytes | int | None) -> int:
     return int(value or 0)
 
 
-async def _count(storage: Storage, channel: Channel, *, scope: str, times: int, how: str) -> None:
-    """Add ``times`` to ``variables/n`` of a scope and append an item each time."""
+async def _count(storage: Storage, channel: Channel, *, scope: str, tasks: int, times: int, how: str) -> None:
+    """In each of ``tasks`` tasks, add ``times`` to ``variables/n`` of a scope and append an item each time."""
     where = StateScope.parse(scope)
     channel.say("ready")
     await channel.hear()
-    for turn in range(times):
-        item = Append("history", f"{os.getpid()}-{turn}", b"x", unique=True)
-        if how == "blind":
-            await storage.commit(
-                [Part(scope=where, increments=[Increment("variables", "n", 1)], appends=[item])], commit_id=new_id()
-            )
-        elif how == "optimistic":
-            await _count_optimistically(storage, where, item)
-        else:
-            await _count_in_a_turn(storage, where, item)
-    channel.say({"done": times})
+
+    async def count(task: int) -> None:
+        for turn in range(times):
+            item = Append("history", f"{os.getpid()}-{task}-{turn}", b"x", unique=True)
+            if how == "blind":
+                part = Part(scope=where, increments=[Increment("variables", "n", 1)], appends=[item])
+                await storage.commit([part], commit_id=new_id())
+            elif how == "optimistic":
+                await _count_optimistically(storage, where, item)
+            else:
+                await _count_in_a_turn(storage, where, item)
+
+    await asyncio.gather(*(count(task) for task in range(tasks)))
+    channel.say("done")
 
 
 async def _count_optimistically(storage: Storage, scope: StateScope, item: Append) -> None:

