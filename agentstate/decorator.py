@@ -7,26 +7,30 @@ may run any number of times at once.
 
 from __future__ import annotations
 
+import functools
 import inspect
-from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Self, SupportsIndex, cast
 
 import wrapt
 
+from agentstate.annotations import innermost
 from agentstate.binding import Binding
 from agentstate.call import Call, Plan
 from agentstate.errors import HandlerSignatureError
-from agentstate.ids import CONTEXT_NAMES, CONVERSATION_NAMES, SESSION_NAMES
+from agentstate.ids import CONTEXT_NAMES, CONVERSATION_NAMES, SESSION_NAMES, context_id_of
 from agentstate.injection import plan
 from agentstate.streaming import StatefulStream
 from agentstate.synchronous import run_sync
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+    from collections.abc import Callable, Mapping, MutableMapping
 
     from agentstate.binding import Bound
     from agentstate.injection import Injection
+    from agentstate.shapes import Stateful
 
 __all__ = [
+    "BoundHandler",
     "StatefulHandler",
     "apply_state",
     "stateful",
@@ -36,8 +40,6 @@ __all__ = [
     "with_state",
 ]
 
-F = TypeVar("F", bound="Callable[..., Any]")
-
 if TYPE_CHECKING:  # only type checkers know wrapt's classes as generic
     _Base = wrapt.FunctionWrapper[..., Any]
     _BoundBase = wrapt.BoundFunctionWrapper[..., Any]
@@ -45,31 +47,71 @@ else:
     _Base, _BoundBase = wrapt.FunctionWrapper, wrapt.BoundFunctionWrapper
 
 
-class _BoundHandler(_BoundBase):
-    """A stateful method, bound to its object."""
+class _Face:
+    """What both kinds of handler show: their settings, and a signature without the injected parameters."""
+
+    if TYPE_CHECKING:
+        __wrapped__: Any
+
+        @property
+        def binding(self) -> Binding: ...
+        @property
+        def injection(self) -> Injection: ...
+
+    @property
+    def bound(self) -> Bound:
+        """The settings and the store it runs on."""
+        return self.binding.resolve()
 
     @property
     def __signature__(self) -> inspect.Signature:
-        whole: inspect.Signature = self._self_parent.__signature__
+        whole = self.injection.signature
+        if not inspect.ismethod(self.__wrapped__):
+            return whole
         return whole.replace(parameters=list(whole.parameters.values())[1:])
 
     @property
     def __annotations__(self) -> dict[str, Any]:  # type: ignore[override]
-        annotations: dict[str, Any] = self._self_parent.__annotations__
-        return annotations
+        return self.injection.annotations
+
+    # A copy is the handler itself, and a pickle its name, as with functions.
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, _: dict[int, Any]) -> Self:
+        return self
+
+
+class BoundHandler(_Face, _BoundBase):
+    """A stateful method, bound to its object."""
+
+    @property
+    def binding(self) -> Binding:
+        """Where the settings of this handler come from."""
+        binding: Binding = self._self_parent.binding
+        return binding
+
+    @property
+    def injection(self) -> Injection:
+        """Which of its parameters are injected."""
+        injection: Injection = self._self_parent.injection
+        return injection
 
     @property
     def __func__(self) -> Any:
         return self._self_parent
 
+    def __reduce_ex__(self, _: SupportsIndex) -> tuple[Any, ...]:
+        return getattr, (self.__self__, self.__name__)
 
-class StatefulHandler(_Base):
+
+class StatefulHandler(_Face, _Base):
     """A handler with state. Call it as if it had no injected parameters."""
 
-    __bound_function_wrapper__ = _BoundHandler
+    __bound_function_wrapper__ = BoundHandler
 
     def __init__(self, wrapped: Callable[..., Any], binding: Binding, injection: Injection, run: Any) -> None:
-        """Wrap a function."""
+        """Wrap a function or a bound method."""
         super().__init__(wrapped, run)
         self._self_own = (binding, injection)
 
@@ -79,42 +121,32 @@ class StatefulHandler(_Base):
         return self._self_own[0]
 
     @property
-    def bound(self) -> Bound:
-        """The settings and the store it runs on."""
-        return self.binding.resolve()
+    def injection(self) -> Injection:
+        """Which of its parameters are injected."""
+        return self._self_own[1]
 
     @property
-    def __signature__(self) -> inspect.Signature:
-        return self._self_own[1].signature
+    def __func__(self) -> Any:
+        """Of a bound method: the handler without its object. Frameworks read the signature there."""
+        return StatefulHandler(self.__wrapped__.__func__, *self._self_own, self._self_wrapper)
 
-    @property
-    def __annotations__(self) -> dict[str, Any]:  # type: ignore[override]
-        return self._self_own[1].annotations
+    def __reduce_ex__(self, _: SupportsIndex) -> str:
+        name: str = self.__qualname__
+        return name
 
 
-@overload
-def stateful(func: F, /) -> F: ...
-@overload
-def stateful(
-    *,
-    storage: Any = None,
-    url: str | None = None,
-    key_prefix: str | None = None,
-    ttl: float | None = None,
-    storage_dir: str | None = None,
-    name: str | None = None,
-    key: Callable[..., str] | str | None = None,
-    owner: Callable[..., str | None] | str | None = None,
-    once: Callable[..., str | None] | None = None,
-    inject: bool | Mapping[str, str] = True,
-    reads: Iterable[str] = (),
-    **options: Any,
-) -> Callable[[F], F]: ...
+def _typed(decorator: Callable[..., Any]) -> Stateful:
+    return cast("Stateful", decorator)
+
+
+@_typed
 def stateful(func: Callable[..., Any] | None = None, /, **arguments: Any) -> Any:
     """Run a handler in a turn on the state of the conversation it is called for.
 
     The handler takes ``context`` and ``context_id``, or a parameter annotated `Conversation`.
-    It may be a function or a method, ``async def``, an async generator, or ``def``.
+    It may be a function or a method, ``async def``, an async generator, or ``def``; callers,
+    type checkers and frameworks see it without these parameters. Whoever passes them himself
+    is not overruled.
 
     Args:
         func: the handler, when used without parentheses.
@@ -137,39 +169,42 @@ def stateful(func: Callable[..., Any] | None = None, /, **arguments: Any) -> Any
         turns, wait, max_waiting, turn_timeout, history, commit, on_error, on_unavailable, …:
             see ``docs/configuration.md``; so are the backends' own options.
 
+    Functions of the handler's arguments get those that they name: ``key=lambda task: task.room``.
+
     Raises:
-        HandlerSignatureError: the handler takes none of the injected parameters.
+        HandlerSignatureError: the handler takes none of the injected parameters, or can't get them.
     """
     return _sibling(func, arguments, kind="conversation", names=CONTEXT_NAMES)
 
 
 def _decorate(
-    func: Callable[..., Any],
-    arguments: dict[str, Any],
+    func: Any,
+    arguments: Mapping[str, Any],
     kind: str = "conversation",
     names: tuple[str, ...] = CONTEXT_NAMES,
+    *,
+    required: bool = True,
 ) -> Any:
-    # a static or class method holds the function it is made of
+    if isinstance(func, (staticmethod, classmethod)):
+        made: Any = _decorate(cast("Any", func).__func__, arguments, kind, names, required=required)
+        return staticmethod(made) if isinstance(func, staticmethod) else classmethod(made)
+    func, called = _as_function(func)
     target: Callable[..., Any] = getattr(func, "__func__", func)
-    if not callable(target):
-        raise HandlerSignatureError(f"{func!r} is no function.", remedy="Put @stateful on a function or method.")
-    given = {key: value for key, value in arguments.items() if value is not None}
-    inject = given.pop("inject", True)
-    injection = plan(target, inject)
+    given = dict(arguments)
+    injection = plan(target, given.pop("inject", True), required=required)
+    reads = tuple(given.pop("reads", ()))
+    registered = getattr(target, "__agentstate_name__", None)
     calls = Plan(
         injection=injection,
-        handler=given.pop("name", None) or getattr(target, "__agentstate_name__", None) or target.__name__,
+        handler=given.pop("name", None) or registered or called,
         kind=kind,
-        key=given.pop("key", None),
-        owner=given.pop("owner", None),
-        once=given.pop("once", None),
+        key=_key(injection, given.pop("key", None), names),
+        owner=_asking(injection, given.pop("owner", None)),
+        once=_asking(injection, given.pop("once", None)),
         names=names,
         own_id=kind == "conversation",
     )
-    known_as = list(
-        dict.fromkeys((getattr(target, "__agentstate_name__", calls.handler), calls.handler, target.__name__))
-    )
-    binding = Binding(known_as, given, tuple(given.pop("reads", ())))
+    binding = Binding([*dict.fromkeys((registered or calls.handler, calls.handler, called))], given, reads)
     handler = StatefulHandler(func, binding, injection, _runner(target, binding, calls))
     from agentstate.dispatching import wrapped
 
@@ -177,42 +212,79 @@ def _decorate(
     return handler
 
 
+def _as_function(func: Any) -> tuple[Any, str]:
+    """Return a handler as a function or method, and its name; an object that is called is its method."""
+    if isinstance(func, (StatefulHandler, BoundHandler)):
+        raise HandlerSignatureError(f"{func.__qualname__} has state already.", remedy="Decorate it once.")
+    if not callable(func) or isinstance(func, type):
+        raise HandlerSignatureError(f"{func!r} is no function.", remedy="Put @stateful on a function or method.")
+    handler: Any = func
+    if not (inspect.isroutine(func) or isinstance(func, functools.partial)):
+        return handler.__call__, type(handler).__name__
+    return handler, innermost(handler).__name__
+
+
+def _asking(injection: Injection, ask: Any) -> Any:
+    return injection.asking(ask) if callable(ask) else ask
+
+
+def _key(injection: Injection, key: Any, names: tuple[str, ...]) -> Any:
+    """Return how the id is found; one that the handler takes as an argument of its own is found first."""
+    key = _asking(injection, key)
+    names = names if key is None else ("context_id",)
+    name = next((one for one in names if one in injection.signature.parameters), None)
+    if name is None:
+        return key
+
+    def own(*args: Any, **kwargs: Any) -> Any:
+        found, _ = context_id_of({name: injection.named(args, kwargs).get(name)}, (name,), own_id=False)
+        return found or (key(*args, **kwargs) if callable(key) else key)
+
+    return own
+
+
 def _runner(target: Callable[..., Any], binding: Binding, calls: Plan) -> Callable[..., Any]:
+    injection = calls.injection
+    takes_self = injection.visible[:1] in (["self"], ["cls"])
+    start = _start(target)
+
+    def run(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if instance is None and takes_self and args:  # what is called is the bare function, as by classmethod
+            instance, args = args[0], args[1:]
+        if instance is not None:
+            injection.method = True
+            if not inspect.ismethod(wrapped):
+                wrapped = target.__get__(instance)
+        return start(Call(binding.resolve(), calls, wrapped, instance, args, kwargs))
+
+    return run
+
+
+def _start(target: Callable[..., Any]) -> Callable[[Call], Any]:
     if inspect.isasyncgenfunction(target):
-
-        def stream(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            return StatefulStream(Call(binding.resolve(), calls, wrapped, instance, args, kwargs))
-
-        return stream
+        return StatefulStream
     if inspect.iscoroutinefunction(target):
-
-        def run(
-            wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-        ) -> Awaitable[Any]:
-            return Call(binding.resolve(), calls, wrapped, instance, args, kwargs).run()
-
-        return run
+        return Call.run
     if inspect.isgeneratorfunction(target):
         raise HandlerSignatureError(
             f"{target.__qualname__} is a synchronous generator.", remedy="Make it 'async def' to stream from a turn."
         )
-
-    def block(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return run_sync(Call(binding.resolve(), calls, wrapped, instance, args, kwargs))
-
-    return block
+    return run_sync
 
 
+@_typed
 def stateful_conversation(func: Callable[..., Any] | None = None, /, **arguments: Any) -> Any:
     """Like `stateful`, with the id from metadata ``conversation_id``, else ``context_id``, else the task's id."""
     return _sibling(func, arguments, kind="conversation", names=CONVERSATION_NAMES)
 
 
+@_typed
 def stateful_session(func: Callable[..., Any] | None = None, /, **arguments: Any) -> Any:
     """Like `stateful`, with one state per session: the id is the ``session_id``."""
     return _sibling(func, arguments, kind="session", names=SESSION_NAMES)
 
 
+@_typed
 def stateful_user(func: Callable[..., Any] | None = None, /, **arguments: Any) -> Any:
     """Like `stateful`, with one state per user, who is the caller's principal or ``owner=``.
 
@@ -231,7 +303,7 @@ def _sibling(func: Callable[..., Any] | None, arguments: dict[str, Any], *, kind
     return decorate
 
 
-def with_state(config: Mapping[str, Any] | None = None, /, **arguments: Any) -> Callable[[F], F]:
+def with_state(config: Mapping[str, Any] | None = None, /, **arguments: Any) -> Stateful:
     """Return a decorator for handlers that can't be edited.
 
     A handler that takes neither ``context`` nor ``context_id`` runs in a turn all the same; its
@@ -241,17 +313,11 @@ def with_state(config: Mapping[str, Any] | None = None, /, **arguments: Any) -> 
         config: settings as in a configuration block, such as ``{"backend": "file", "ttl": 3600}``.
         arguments: those of `stateful`.
     """
-    given = {**(config or {}), **arguments}
-    if "backend" in given:
-        given.setdefault("storage", given.pop("backend"))
 
-    def decorate(func: F) -> F:
-        try:
-            return cast("F", _decorate(func, given))
-        except HandlerSignatureError:
-            return cast("F", _decorate(func, {**given, "inject": False}))
+    def decorate(func: Callable[..., Any]) -> Any:
+        return _decorate(func, {**(config or {}), **arguments}, required=False)
 
-    return decorate
+    return _typed(decorate)
 
 
 def apply_state(registry: MutableMapping[str, Callable[..., Any]], **arguments: Any) -> list[str]:
@@ -268,10 +334,10 @@ def apply_state(registry: MutableMapping[str, Callable[..., Any]], **arguments: 
     named = {name for block in config.current().blocks() for name in block.names}
     applied: list[str] = []
     for name, handler in list(registry.items()):
-        if name not in named or isinstance(handler, StatefulHandler):
+        if name not in named or isinstance(handler, (StatefulHandler, BoundHandler)):
             continue
-        wrapped = with_state(name=name, **arguments)(handler)
-        if cast("StatefulHandler", wrapped).binding.effective().settings.enabled:
+        wrapped = _decorate(handler, {**arguments, "name": name}, required=False)
+        if wrapped.binding.effective().settings.enabled:
             registry[name] = wrapped
             applied.append(name)
     return applied

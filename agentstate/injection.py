@@ -1,31 +1,38 @@
 """Which parameters of a handler are injected, and how it looks without them.
 
-A parameter is injected by its annotation (`ConversationContext`, `Conversation`, or their
-synchronous twins), or by its name: ``context`` when it has no annotation, ``context_id`` when
-it has none or is text. What the caller passes himself is never replaced. Everything is found
-out once, at decoration.
+A parameter is injected
+
+* by its annotation: `ConversationContext`, `Conversation` or their synchronous twins, also
+  optional, in ``Annotated``, as text, or as a name that only type checkers import;
+* by its name: ``context`` when it has no annotation; ``context_id`` when it has none, or is
+  text and no conversation stands beside it, which knows its id (it then is the caller's way
+  to name the state).
+
+A default other than ``None`` says that somebody else fills the parameter: it stays as it is,
+and so does whatever the caller passes himself. All of this is found out once, at decoration.
 """
 
 from __future__ import annotations
 
 import inspect
 import typing
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, cast
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, cast
 
+from agentstate.annotations import OURS, class_name, evaluated, innermost
 from agentstate.errors import HandlerSignatureError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+__all__ = ["Injection", "Role", "plan"]
+
+R = TypeVar("R")
 Role = Literal["context", "context_id", "conversation"]
-ROLES: dict[str, Role] = {
-    "ConversationContext": "context",
-    "SyncConversationContext": "context",
-    "Conversation": "conversation",
-    "SyncConversation": "conversation",
-}
-POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+POSITIONAL: Final = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+VARIADIC: Final = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+NOTHING: Final = inspect.Parameter.empty
 
 
 @dataclass(slots=True)
@@ -33,130 +40,222 @@ class Injection:
     """The plan for one handler.
 
     Attributes:
+        whole: the handler's own signature.
+        signature: without the injected parameters; of a method with ``self``.
         roles: injected parameter → what it gets.
-        visible: positional parameters that the caller fills, in order, a method's ``self`` too.
-        leading: an injected parameter stands before one that the caller fills.
-        signature: without the injected parameters.
-        annotations: likewise, resolved where they can be.
+        positional: parameters that can be passed by position, a method's ``self`` too.
+        visible: those of them that the caller fills.
+        shifted: an injected parameter stands where the caller's arguments would land.
+        method: calls come without ``self``, which is filled already.
     """
 
-    roles: dict[str, Role]
-    visible: list[str]
-    leading: bool
-    variadic: bool
+    whole: inspect.Signature
     signature: inspect.Signature
-    annotations: dict[str, Any] = field(default_factory=dict[str, Any])
+    roles: dict[str, Role]
+    positional: list[str]
+    visible: list[str]
+    shifted: bool
+    method: bool = False
+
+    @property
+    def annotations(self) -> dict[str, Any]:
+        """Annotations without the injected parameters, resolved where they can be."""
+        shown = {one.name: one.annotation for one in self.signature.parameters.values()}
+        shown["return"] = self.signature.return_annotation
+        return {name: hint for name, hint in shown.items() if hint is not NOTHING}
 
     def arguments(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], make: Callable[[Role], Any], *, bound: bool
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return the arguments to call the handler with.
 
-        More positional arguments than the caller can see mean that he fills the injected
-        parameters himself.
+        Args:
+            args: what the caller passed by position, without a bound method's ``self``.
+            kwargs: what the caller passed by name; changed in place.
+            make: returns what a role gets.
+            bound: ``self`` is filled already.
         """
-        visible = self.visible[1:] if bound else self.visible
-        if len(args) > len(visible) and not self.variadic:
-            return args, kwargs
+        own = self._fills_injected(args, bound)
+        order = (self.positional if own else self.visible)[int(bound) :]
+        filled = order[: len(args)] if own else ()
         for name, role in self.roles.items():
-            if name not in kwargs:
+            if name not in kwargs and name not in filled:
                 kwargs[name] = make(role)
-        if self.leading:
-            kwargs.update(zip(visible, args, strict=False))
-            return args[len(visible) :], kwargs
-        return args, kwargs
+        if "context_id" in kwargs and not self._takes("context_id"):
+            del kwargs["context_id"]  # it named the state, and has done so
+        return (args, kwargs) if own or not self.shifted else self._woven(order, args, kwargs, bound)
+
+    def _fills_injected(self, args: tuple[Any, ...], bound: bool) -> bool:
+        """Return whether the caller passes injected parameters by position himself."""
+        if len(args) > len(self.visible) - int(bound) and not self._variadic():
+            return True
+        return any(
+            isinstance(value, OURS) and name in self.roles
+            for name, value in zip(self.positional[int(bound) :], args, strict=False)
+        )
+
+    def _variadic(self) -> bool:
+        return any(one.kind is inspect.Parameter.VAR_POSITIONAL for one in self.whole.parameters.values())
+
+    def _takes(self, name: str) -> bool:
+        parameters = self.whole.parameters
+        return name in parameters or any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values())
+
+    def _woven(
+        self, order: list[str], args: tuple[Any, ...], kwargs: dict[str, Any], bound: bool
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the arguments in the handler's own order, by position as far as they go."""
+        for name, value in zip(order, args, strict=False):
+            if name in kwargs:
+                raise TypeError(f"multiple values for argument {name!r}")
+            kwargs[name] = value
+        placed: list[Any] = []
+        for name in self.positional[int(bound) :]:
+            value = kwargs.pop(name, self.whole.parameters[name].default)
+            if value is NOTHING:
+                break
+            placed.append(value)
+        return (*placed, *args[len(order) :]), kwargs
+
+    def named(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what the caller fills, by name, in the handler's order, defaults included."""
+        skipped = int(self.method)
+        by_place = dict(zip(self.visible[skipped:], args, strict=False))
+        found: dict[str, Any] = {}
+        for one in list(self.signature.parameters.values())[skipped:]:
+            value = by_place.get(one.name, kwargs.get(one.name, one.default))
+            if value is not NOTHING and one.kind not in VARIADIC:
+                found[one.name] = value
+        return found
+
+    def asking(self, ask: Callable[..., R]) -> Callable[..., R]:
+        """Return ``ask`` as a function of a call's arguments.
+
+        It gets those that its parameters name, however the caller passed them. A parameter that
+        names none of them gets the argument in its place, or keeps its default.
+        """
+        try:
+            wanted = list(inspect.signature(ask).parameters.values())
+        except ValueError:  # some built-in functions have none
+            return ask
+        if any(one.kind in VARIADIC for one in wanted):
+            return ask
+
+        def asked(*args: Any, **kwargs: Any) -> R:
+            named = self.named(args, kwargs)
+            in_place = dict(zip((one.name for one in wanted), named.values(), strict=False))
+            got = {
+                one.name: named.get(one.name, in_place.get(one.name))
+                for one in wanted
+                if one.name in named or (one.default is NOTHING and one.name in in_place)
+            }
+            by_place = [got.pop(one.name) for one in wanted if one.kind is one.POSITIONAL_ONLY and one.name in got]
+            return ask(*by_place, **got)
+
+        return asked
 
 
-def plan(func: Callable[..., Any], inject: bool | Mapping[str, str]) -> Injection:
+def plan(func: Callable[..., Any], inject: bool | Mapping[str, str] = True, *, required: bool = True) -> Injection:
     """Return the injection plan of a handler.
 
     Args:
-        func: the handler.
+        func: the handler; a method as the function that it is.
         inject: ``True`` for the rules above, ``False`` for none, or a mapping of ``context``,
             ``context_id`` and ``conversation`` to the parameters that get them.
+        required: nothing to inject is an error.
 
     Raises:
-        HandlerSignatureError: nothing would be injected, or a named parameter doesn't exist.
+        HandlerSignatureError: nothing would be injected, a named parameter doesn't exist, or a
+            synchronous handler asks for an asynchronous state, or the other way round.
     """
-    signature = inspect.signature(func)
-    hints = _hints(func)
-    parameters = list(signature.parameters.values())
-    roles = {} if inject is False else _roles(func, signature, hints, inject)
-    if not roles and inject is not False:
-        raise _no_parameter(func, signature)
-    positional = [one for one in parameters if one.kind in POSITIONAL]
-    kept = [one for one in parameters if one.name not in roles]
-    first_injected = next((n for n, one in enumerate(positional) if one.name in roles), len(positional))
-    shown = {name: hint for name, hint in hints.items() if name not in roles}
+    whole = inspect.signature(func)
+    resolved = [one.replace(annotation=evaluated(func, one.annotation)) for one in whole.parameters.values()]
+    roles = _roles(func, resolved) if inject is True else _renamed(func, whole, inject or {})
+    if not roles and inject is not False and required:
+        raise _takes_nothing(func, whole)
+    positional = [one for one in resolved if one.kind in POSITIONAL]
+    injected = [n for n, one in enumerate(positional) if one.name in roles]
+    behind = positional[injected[0] :] if injected else []
     return Injection(
-        roles=roles,
-        visible=[one.name for one in positional if one.name not in roles],
-        leading=any(one.name not in roles for one in positional[first_injected:]),
-        variadic=any(one.kind is inspect.Parameter.VAR_POSITIONAL for one in parameters),
-        signature=signature.replace(
-            parameters=[one.replace(annotation=shown.get(one.name, one.annotation)) for one in kept],
-            return_annotation=shown.get("return", signature.return_annotation),
+        whole=whole,
+        signature=whole.replace(
+            parameters=[one for one in resolved if one.name not in roles],
+            return_annotation=evaluated(func, whole.return_annotation),
         ),
-        annotations=shown,
+        roles=roles,
+        positional=[one.name for one in positional],
+        visible=[one.name for one in positional if one.name not in roles],
+        shifted=any(one.name not in roles or one.kind is inspect.Parameter.POSITIONAL_ONLY for one in behind)
+        or (bool(behind) and any(one.kind is inspect.Parameter.VAR_POSITIONAL for one in resolved)),
     )
 
 
-def _roles(
-    func: Callable[..., Any], signature: inspect.Signature, hints: dict[str, Any], inject: bool | Mapping[str, str]
-) -> dict[str, Role]:
-    if not isinstance(inject, bool):
-        for wanted, name in inject.items():
-            if wanted not in ("context", "context_id", "conversation") or name not in signature.parameters:
-                raise HandlerSignatureError(
-                    f"inject={{{wanted!r}: {name!r}}} names no parameter of {_name(func)}{signature}.",
-                    remedy="Map 'context', 'context_id' or 'conversation' to one of its parameters.",
-                )
-        return {name: cast("Role", role) for role, name in inject.items()}
+def _renamed(func: Callable[..., Any], whole: inspect.Signature, inject: Mapping[str, str]) -> dict[str, Role]:
+    for role, name in inject.items():
+        if role not in typing.get_args(Role) or name not in whole.parameters:
+            raise HandlerSignatureError(
+                f"{_place(func)}: inject={{{role!r}: {name!r}}} names no parameter of {_name(func)}{whole}.",
+                remedy="Map 'context', 'context_id' or 'conversation' to one of its parameters.",
+            )
+    return {name: cast("Role", role) for role, name in inject.items()}
+
+
+def _roles(func: Callable[..., Any], parameters: list[inspect.Parameter]) -> dict[str, Role]:
     roles: dict[str, Role] = {}
-    for name, parameter in signature.parameters.items():
-        role = _role_of(name, parameter, hints.get(name, parameter.annotation))
-        if role is not None:
-            roles[name] = role
-    return roles
+    ids: list[str] = []
+    for one in parameters:
+        if one.kind in VARIADIC or not (one.default is NOTHING or one.default is None):
+            continue
+        name = class_name(one.annotation)
+        if name is not None:
+            _check_twin(func, one.name, name)
+            roles[one.name] = "context" if name.endswith("Context") else "conversation"
+        elif one.name in ("context", "context_id") and (one.annotation is NOTHING or one.annotation is Any):
+            roles[one.name] = cast("Role", one.name)
+        elif one.name == "context_id" and one.annotation is str:
+            ids.append(one.name)
+    if "conversation" not in roles.values():
+        roles |= dict.fromkeys(ids, "context_id")
+    return {one.name: roles[one.name] for one in parameters if one.name in roles}
 
 
-def _role_of(name: str, parameter: inspect.Parameter, annotation: Any) -> Role | None:
-    if parameter.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
-        return None
-    bare = annotation is inspect.Parameter.empty
-    if bare:
-        return cast("Role", name) if name in ("context", "context_id") else None
-    if name == "context_id" and (annotation is str or annotation == "str"):
-        return "context_id"
-    written = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", "")
-    if not isinstance(annotation, str) and not getattr(annotation, "__module__", "").startswith("agentstate"):
-        return None
-    return ROLES.get(written.rpartition(".")[2].strip("'\""))
+def _is_async(func: Callable[..., Any]) -> bool:
+    return inspect.iscoroutinefunction(func) or inspect.isasyncgenfunction(func)
 
 
-def _hints(func: Callable[..., Any]) -> dict[str, Any]:
-    """Return annotations, resolved one by one: a name that only type checkers know stays text."""
-    raw = dict(inspect.get_annotations(func))
-    scope = getattr(inspect.unwrap(func), "__globals__", {})
-    found: dict[str, Any] = {}
-    for name, hint in raw.items():
-        try:
-            holder = type("_", (), {"__annotations__": {name: hint}})
-            found[name] = typing.get_type_hints(holder, scope, include_extras=True)[name]
-        except Exception:  # noqa: BLE001 - an annotation may hold anything, and is not ours to judge
-            found[name] = hint
-    return found
+def _check_twin(func: Callable[..., Any], parameter: str, name: str) -> None:
+    """An ``async def`` gets what is awaited, a ``def`` what blocks; the annotation must say the same."""
+    right = name.removeprefix("Sync") if _is_async(func) else f"Sync{name.removeprefix('Sync')}"
+    if name != right:
+        raise HandlerSignatureError(
+            f"{_place(func)}: {_name(func)} is {'async' if _is_async(func) else 'synchronous'}"
+            f" and would not get the {name} that {parameter!r} asks for.",
+            remedy=f"Write {parameter}: {right}.",
+        )
 
 
-def _no_parameter(func: Callable[..., Any], signature: inspect.Signature) -> HandlerSignatureError:
-    names = [name for name in signature.parameters if name not in ("self", "cls")]
-    prefix = "async def" if inspect.iscoroutinefunction(func) or inspect.isasyncgenfunction(func) else "def"
-    line = f"{prefix} {_name(func)}({', '.join([*names, 'context', 'context_id'])}):"
+def _takes_nothing(func: Callable[..., Any], whole: inspect.Signature) -> HandlerSignatureError:
+    bare = [one.replace(annotation=NOTHING) for one in whole.parameters.values()]
+    place = next(
+        (n for n, one in enumerate(bare) if one.kind not in POSITIONAL or one.default is not NOTHING), len(bare)
+    )
+    added = [
+        inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        for name in ("context", "context_id")
+        if name not in whole.parameters
+    ]
+    line = inspect.Signature([*bare[:place], *added, *bare[place:]], __validate_parameters__=False)
     return HandlerSignatureError(
-        f"{_name(func)}{signature} takes neither a context nor a conversation.",
-        remedy=f"Write: {line} — or use @stateful(inject=False) and agentstate.current().",
+        f"{_place(func)}: {_name(func)} takes neither context nor context_id nor a Conversation.",
+        remedy=f"Write: {'async def' if _is_async(func) else 'def'} {_name(func)}{line}: — or use"
+        " @stateful(inject=False) and agentstate.current().",
     )
 
 
 def _name(func: Callable[..., Any]) -> str:
-    return getattr(func, "__qualname__", repr(func)).rpartition("<locals>.")[2]
+    return getattr(innermost(func), "__name__", repr(func))
+
+
+def _place(func: Callable[..., Any]) -> str:
+    code = getattr(innermost(func), "__code__", None)
+    return f"{code.co_filename}:{code.co_firstlineno}" if code else repr(func)
