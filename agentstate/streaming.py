@@ -49,6 +49,7 @@ class _Pump:
         self.pulls: asyncio.Queue[_Pull | None] = asyncio.Queue()
         self.chunks = 0
         self.ending = False
+        self._pulled: _Pull | None = None
         self.task = self.loop.create_task(self._run(), context=contextvars.copy_context())
 
     def end(self) -> None:
@@ -58,13 +59,14 @@ class _Pump:
             self.loop.call_soon_threadsafe(self.pulls.put_nowait, None)
 
     async def _run(self) -> None:
-        pull = await self.pulls.get()
-        if pull is None:
-            return
+        self._pulled = await self.pulls.get()
+        ended: BaseException = StopAsyncIteration()
         try:
-            await self._run_turn(pull)
+            if self._pulled is not None:
+                await self._run_turn()
         except BaseException as error:  # noqa: BLE001 - it belongs to whoever pulls
-            self._answer_rest(error)
+            ended = error
+        self._answer_rest(ended)
 
     def _answer_rest(self, error: BaseException) -> None:
         waiting: list[_Pull | None] = [self._pulled]
@@ -74,17 +76,13 @@ class _Pump:
             if pull is not None and not pull.reply.done():
                 pull.reply.set_exception(error)
 
-    _pulled: _Pull | None = None
-
-    async def _run_turn(self, pull: _Pull) -> None:
-        self._pulled = pull
+    async def _run_turn(self) -> None:
         request = self.call.request()
         store = self.call.bound.store
         joined = Frame.joined(store, request.scope)
         if joined is not None:
             with suppress(_Early):
                 await in_child_frame(joined, lambda frame: self._drive(frame, request))
-            self._finished()
             return
         turn = await enter(store, request)
         if isinstance(turn, Outcome):
@@ -106,12 +104,6 @@ class _Pump:
         finally:
             end(tokens)
         await finish(turn, request, None)
-        self._finished()
-
-    def _finished(self) -> None:
-        pull = self._pulled
-        if pull is not None and not pull.reply.done():
-            pull.reply.set_exception(StopAsyncIteration())
 
     async def _drive(self, frame: Frame, request: Request) -> None:
         context = ConversationContext.in_frame(frame)
@@ -188,7 +180,7 @@ class StatefulStream(AsyncGenerator[Any, Any]):
             raise StopAsyncIteration
         if self._pump is None:
             self._pump = _Pump(self._call)
-            weakref.finalize(self, self._pump.end)
+            weakref.finalize(self, self._pump.end).atexit = False
         reply: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         if self._pump.task.done():
             self._closed = True

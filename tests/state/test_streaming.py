@@ -187,3 +187,15 @@ async def test_a_nested_stream_runs_in_a_frame(storage):
     await asyncio.wait_for(outer(TASK), 5)
     state = await ConversationContext(storage).get("c-1")
     assert (state.version, state.variables, len(state.history)) == (1, {"chunks": [0, 1, 2]}, 3)
+
+
+async def test_a_pull_that_comes_while_the_stream_ends_is_answered(storage):
+    """A consumer that comes back just as idle= ends the turn gets the end, never silence."""
+    for delay in (0, 0.001, 0.002, 0.003):
+        stream = streaming(storage, idle=0.002)(TASK)
+        assert await anext(stream) == 0
+        await asyncio.sleep(delay)
+        async with asyncio.timeout(5):
+            with pytest.raises(StopAsyncIteration):
+                while True:
+                    await anext(stream)
