@@ -12,7 +12,7 @@ import pytest
 DEMO = Path(__file__).parents[2] / "examples" / "demo"
 
 
-@pytest.mark.parametrize("state", ["sqlite", "valkey"])
+@pytest.mark.parametrize("state", ["sqlite", "file", "valkey"])
 def test_the_agent_goes_on_after_it_was_killed(state, tmp_path):
     """A real A2A agent is killed and started again; its client finds name, preferences, task and history."""
     done = subprocess.run(
