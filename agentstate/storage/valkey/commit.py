@@ -21,14 +21,13 @@ from agentstate.errors import (
     ValueTooLargeError,
 )
 from agentstate.storage.valkey.decode import committed_of, lacking, plain_name, stamp_of
-from agentstate.storage.valkey.encode import touched_counters, touched_logs
 from agentstate.storage.valkey.faults import LostError, unreachable
 from agentstate.storage.valkey.scripts import script
 
 if TYPE_CHECKING:
     from agentstate.storage.protocol import Committed, Part
     from agentstate.storage.valkey.connections import LoopConnections
-    from agentstate.storage.valkey.encode import Argument
+    from agentstate.storage.valkey.encode import CommitCall
 
 __all__ = ["commit_part"]
 
@@ -36,35 +35,32 @@ DECIDED_WITHIN = 10.0
 FIRST_PAUSE = 0.02
 LAST_PAUSE = 0.5
 RESENT = 1
-FIELDS = 14
 
 
-async def commit_part(
-    here: LoopConnections, key: bytes, part: Part, commit_id: int, arguments: list[Argument]
-) -> Committed:
+async def commit_part(here: LoopConnections, key: bytes, part: Part, commit_id: int, call: CommitCall) -> Committed:
     """Commit one part and return what became of it.
 
     Raises:
         StateError: see `Storage.commit`.
     """
     try:
-        reply = await here.run(script("commit"), key, *arguments)
+        reply = await here.run(script("commit"), key, *call.arguments)
     except LostError as lost:
         if not lost.sent:
             raise unreachable(here.location, lost) from lost
-        reply = await _find_out(here, key, part, commit_id, arguments)
+        reply = await _find_out(here, key, part, commit_id, call)
     if reply[0] in (b"ok", b"dropped", b"again"):
-        return committed_of(part.scope, reply, commit_id, touched_logs(part), touched_counters(part))
-    raise _refusal(part, reply, arguments)
+        return committed_of(part.scope, reply, commit_id, call.logs, call.counters)
+    raise _refusal(part, reply, call)
 
 
-async def _find_out(here: LoopConnections, key: bytes, part: Part, commit_id: int, arguments: list[Argument]) -> Any:
+async def _find_out(here: LoopConnections, key: bytes, part: Part, commit_id: int, call: CommitCall) -> Any:
     deadline = here.loop.time() + DECIDED_WITHIN
-    arguments[RESENT] = "1"
+    call.arguments[RESENT] = "1"
     pause = FIRST_PAUSE
     while True:
         try:
-            return await here.run(script("commit"), key, *arguments)
+            return await here.run(script("commit"), key, *call.arguments)
         except StorageFullError:
             raise  # The script was asked, didn't know this commit, and couldn't make it.
         except (LostError, StorageUnavailableError) as error:
@@ -85,7 +81,7 @@ def _unknown(here: LoopConnections, part: Part, commit_id: int, error: Exception
     )
 
 
-def _refusal(part: Part, reply: list[Any], arguments: list[Argument]) -> Exception:
+def _refusal(part: Part, reply: list[Any], call: CommitCall) -> Exception:
     scope = part.scope
     what, *said = (one.decode() for one in reply)
     if what == "lost":
@@ -97,7 +93,7 @@ def _refusal(part: Part, reply: list[Any], arguments: list[Argument]) -> Excepti
     if what == "damaged":
         return lacking(scope, reply[1])
     if what == "edited":
-        log, position, found = plain_name(reply[1]), int(said[1]), said[2]
+        log, position, found = _name(reply[1]), int(said[1]), said[2]
         expected = next(one.seq for one in part.edits if (one.log, one.position) == (log, position))
         return ConflictError(
             f"Item {position} of {log} in {scope} is not the one that was read.",
@@ -107,25 +103,27 @@ def _refusal(part: Part, reply: list[Any], arguments: list[Argument]) -> Excepti
             what=log,
         )
     if what == "no counter":
-        entry = _entry(arguments, int(said[0]))
+        entry = _entry(call, said[0])
         return UnsupportedValueError(
             f"{entry} of {scope} is no counter.",
             path=entry,
             remedy="Set it anew with increment only, or use update(key, fn).",
         )
     if what == "overflow":
-        return ValueTooLargeError(
-            f"The counter {_entry(arguments, int(said[0]))} of {scope} would leave 64 bits.", scope=scope
-        )
-    return _conflict(part, said, reply, arguments)
+        return ValueTooLargeError(f"The counter {_entry(call, said[0])} of {scope} would leave 64 bits.", scope=scope)
+    return _conflict(part, said, reply, call)
 
 
-def _entry(arguments: list[Argument], number: int) -> str:
-    section, _, key = str(arguments[FIELDS + number])[1:].partition("/")
+def _name(field: bytes) -> str:
+    return plain_name(field.partition(b":")[2])
+
+
+def _entry(call: CommitCall, number: str) -> str:
+    section, _, key = call.fields[int(number) - 1][1:].partition("/")
     return f"{plain_name(section.encode())}/{key}"
 
 
-def _conflict(part: Part, said: list[str], reply: list[Any], arguments: list[Argument]) -> ConflictError:
+def _conflict(part: Part, said: list[str], reply: list[Any], call: CommitCall) -> ConflictError:
     scope, kind = part.scope, said[0]
     if kind == "once":
         return ConflictError(f"The idempotency key is done already in {scope}.", scope=scope, what="once")
@@ -141,9 +139,9 @@ def _conflict(part: Part, said: list[str], reply: list[Any], arguments: list[Arg
     if kind == "base":
         what, expected = "the state", part.base
     else:
-        what = _entry(arguments, int(said[2])) if kind == "entry" else plain_name(reply[3])
+        what = _entry(call, said[2]) if kind == "entry" else _name(reply[3])
         expected = next(
-            (one.stamp for one in part.checks if one.kind == kind and _name_of(one) == what and one.stamp != found),
+            (one.stamp for one in part.checks if _name_of(one) == what and one.stamp != found),
             None,
         )
     return ConflictError(

@@ -6,8 +6,9 @@ separators are unambiguous; ids and entry keys stand as they are, at the end.
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import quote
 
 from agentstate.errors import UnsupportedValueError, ValueTooLargeError
@@ -18,10 +19,22 @@ if TYPE_CHECKING:
 
     from agentstate.storage.protocol import OnceRecord
 
-__all__ = ["Argument", "commit_arguments", "encode_once", "field", "hexed", "name", "number_text", "wants_arguments"]
+__all__ = [
+    "Argument",
+    "CommitCall",
+    "commit_call",
+    "field",
+    "hexed",
+    "item_id",
+    "name",
+    "number_text",
+    "wants_arguments",
+]
 
 Argument = str | bytes | int | float
 COUNTER_LIMIT: Final = 2**63
+_UNESCAPED: Final = re.compile(r"[!-$&-~]*").fullmatch
+_ESCAPES: Final = {ord(one): f"%{ord(one):02X}" for one in "% \t\n\v\f\r"}
 
 
 @lru_cache(maxsize=1024)
@@ -33,6 +46,11 @@ def name(plain: str) -> str:
 def field(section: str, key: str) -> str:
     """Return the field that says of an entry what it is; its value's field lacks the ``#``."""
     return f"#{name(section)}/{key}"
+
+
+def item_id(plain: str) -> str:
+    """Return a log item's id as it stands in the item: without white space, which ends it."""
+    return plain if _UNESCAPED(plain) else plain.translate(_ESCAPES)
 
 
 def hexed(commit_id: int) -> str:
@@ -53,43 +71,63 @@ def wants_arguments(wants: Wants) -> tuple[int, tuple[Argument, ...]]:
     return inline, (len(wants.tails), *tails, *(field(*at) for at in wants.keys))
 
 
-def commit_arguments(
-    part: Part,
-    commit_id: int,
-    now: str,
-    *,
-    nonce: str,
-    release: bool,
-    once: OnceRecord | None,
-) -> list[Argument]:
-    """Return the arguments of a commit, in the order in which ``commit.lua`` takes them.
+class CommitCall(NamedTuple):
+    """A commit as ``commit.lua`` takes it, and what its reply refers to.
+
+    Attributes:
+        fields: of the entries, in the order in which the script numbers them from 1.
+        logs: in the order of the script's reply; so are ``counters``.
+    """
+
+    arguments: list[Argument]
+    fields: list[str]
+    logs: list[str]
+    counters: list[tuple[str, str]]
+
+
+def commit_call(
+    part: Part, commit_id: int, now: str, *, nonce: str, release: bool, once: OnceRecord | None
+) -> CommitCall:
+    """Return a commit's arguments, in the order in which ``commit.lua`` takes them.
 
     Raises:
         UnsupportedValueError: an entry is put and increased at once.
         ValueTooLargeError: a counter would leave 64 bits, or there are too many labels.
     """
-    birth = "*" if isinstance(part.birth, Keep) else hexed(part.birth) if part.birth else "-"
-    ttl = "k" if isinstance(part.ttl, Keep) else number_text(part.ttl)
+    logs = _logs(part)
+    fields: dict[str, int] = {}
+    conditions, expected, entry_checks = _checks(part, fields)
+    sums = _sums(part) if part.increments else {}
     arguments: list[Argument] = [
         now,
         "",
         hexed(commit_id),
-        birth,
+        "*" if isinstance(part.birth, Keep) else hexed(part.birth) if part.birth else "-",
         _stamp(part.base),
         nonce,
         "1" if release else "",
         "1" if part.clear else "",
-        ttl,
+        "k" if isinstance(part.ttl, Keep) else number_text(part.ttl),
         "1" if part.sliding else "",
         _text(part.owner),
         _text(part.parent),
         _labels(part),
-        "-" if part.record is None else b"=" + part.record,
+        "" if part.record is None else "1",
+        len(logs),
+        len(conditions),
+        *(f"log:{name(log)}" for log in logs),
+        *conditions,
+        *expected,
     ]
-    entries = _entries(part, once)
-    arguments += entries
-    arguments += _logs(part)
-    return arguments
+    changes = _changes(part, sums, fields)
+    arguments += (len(fields), *fields, len(entry_checks) // 2, *entry_checks)
+    arguments += ("0",) if once is None else ("1", once.key, _once(once))
+    arguments += changes
+    for one in logs.values():
+        arguments += (one.cut, one.trim, len(one.edits) // 3, *one.edits, len(one.appends) // 4, *one.appends)
+    if part.record is not None:
+        arguments.append(part.record)
+    return CommitCall(arguments, list(fields), list(logs), list(sums))
 
 
 def _stamp(stamp: Stamp | Keep | None) -> str:
@@ -117,41 +155,47 @@ def encode_labels(labels: Mapping[str, str]) -> str:
     return "&".join(f"{name(key)}={quote(value, safe='')}" for key, value in sorted(labels.items()))
 
 
-def encode_once(once: OnceRecord) -> bytes:
-    """Return what an idempotency key did, as it stands at rest (after the time)."""
+def _once(once: OnceRecord) -> bytes:
     fingerprint = once.fingerprint.encode()
     head = b"%016x %d %c " % (once.commit_id, len(fingerprint), b"-" if once.result is None else b"=")
     return head + fingerprint + b" " + (once.result or b"")
 
 
-def _entries(part: Part, once: OnceRecord | None) -> list[Argument]:
-    places: dict[str, int] = {}
-
-    def at(section: str, key: str) -> int:
-        return places.setdefault(field(section, key), len(places) + 1)
-
-    checks: dict[str, list[Argument]] = {"entry": [], "section": [], "log": []}
+def _checks(part: Part, fields: dict[str, int]) -> tuple[list[str], list[str], list[Argument]]:
+    """Return the record's fields with conditions, their stamps, and the entries with theirs."""
+    conditions: list[str] = []
+    expected: list[str] = []
+    entries: list[Argument] = []
     for kind, what, stamp, key in part.checks:
-        checks[kind] += (at(what, key) if kind == "entry" else name(what), _stamp(stamp))
-    deletes: list[Argument] = [at(*one) for one in part.deletes]
-    puts: list[Argument] = []
+        if kind == "entry":
+            entries += (_number(fields, what, key), _stamp(stamp))
+        else:
+            conditions.append(f"{kind}:{name(what)}")
+            expected.append(_stamp(stamp))
+    return conditions, expected, entries
+
+
+def _number(fields: dict[str, int], section: str, key: str) -> int:
+    return fields.setdefault(field(section, key), len(fields) + 1)
+
+
+def _changes(part: Part, sums: dict[tuple[str, str], int], fields: dict[str, int]) -> list[Argument]:
+    found: list[Argument] = [len(part.deletes)]
+    for section, key in part.deletes:
+        found.append(_number(fields, section, key))
+    found.append(len(part.puts))
     for section, key, value, ttl in part.puts:
-        puts += (at(section, key), value, number_text(ttl))
-    increments: list[Argument] = []
-    for (section, key), by in _sums(part).items():
-        increments += (at(section, key), str(by))
-    found: list[Argument] = [len(places), *places]
-    for kind in ("entry", "section", "log"):
-        found += (len(checks[kind]) // 2, *checks[kind])
-    found += ("0",) if once is None else ("1", once.key, encode_once(once))
-    found += (len(deletes), *deletes, len(puts) // 3, *puts, len(increments) // 2, *increments)
+        found += (_number(fields, section, key), value, number_text(ttl))
+    found.append(len(sums))
+    for (section, key), by in sums.items():
+        found += (_number(fields, section, key), str(by))
     return found
 
 
 def _sums(part: Part) -> dict[tuple[str, str], int]:
     """Return what is added to each counter in all: `commit.lua` adds once to each."""
     sums: dict[tuple[str, str], int] = {}
-    put = {(one.section, one.key) for one in part.puts} if part.increments else ()
+    put = {(one.section, one.key) for one in part.puts}
     for section, key, by in part.increments:
         if (section, key) in put:
             raise UnsupportedValueError(
@@ -177,7 +221,7 @@ class _Log:
         self.appends: list[Argument] = []
 
 
-def _logs(part: Part) -> list[Argument]:
+def _logs(part: Part) -> dict[str, _Log]:
     logs: dict[str, _Log] = {}
     for log, position in part.cuts:
         one = logs.setdefault(log, _Log())
@@ -188,25 +232,15 @@ def _logs(part: Part) -> list[Argument]:
     for log, position, seq, value in part.edits:
         logs.setdefault(log, _Log()).edits += (position, str(seq), value)
     for append in part.appends:
-        logs.setdefault(append.log, _Log()).appends += _append(append)
-    found: list[Argument] = [len(logs)]
-    for log, one in logs.items():
-        found += (name(log), one.cut, one.trim, len(one.edits) // 3, *one.edits, len(one.appends) // 4, *one.appends)
-    return found
+        log = append.log
+        if log not in logs:
+            logs[log] = _Log()
+        logs[log].appends += _append(append)
+    return logs
 
 
 def _append(append: Append) -> tuple[Argument, ...]:
-    identifier = append.id.encode()
-    shape = b"u" if append.unique else b"-"
-    tail = b"%b%d %b %b" % (shape, len(identifier), identifier, append.value)
-    return b"=" + identifier if append.unique else "", number_text(append.ttl), tail, len(append.value)
-
-
-def touched_logs(part: Part) -> list[str]:
-    """Return the logs of a part in the order in which `commit_arguments` names them."""
-    return list(dict.fromkeys(one.log for many in (part.cuts, part.trims, part.edits, part.appends) for one in many))
-
-
-def touched_counters(part: Part) -> list[tuple[str, str]]:
-    """Return the counters of a part in the order in which `commit_arguments` names them."""
-    return list(dict.fromkeys((one.section, one.key) for one in part.increments))
+    _, plain, value, ttl, unique = append
+    identifier = item_id(plain).encode()
+    tail = (b"u %b %b" if unique else b"- %b %b") % (identifier, value)
+    return b"=" + identifier if unique else "", number_text(ttl), tail, len(value)

@@ -232,7 +232,7 @@ async def _living(
     for (view, _), scope, flat in zip(candidates, scopes, replies, strict=True):
         info = info_of(scope, flat)
         if info is None:
-            await here.ask(script("heal"), keys.state(scope), view)
+            await here.ask(script("heal"), keys.state(scope), "", view)
         elif _matches(info, query, now):
             found.append(info)
     return found

@@ -1,4 +1,4 @@
-"""The Lua scripts, each with the functions they share in front of it."""
+"""The Lua scripts. The first line of each names the parts that go in front of it."""
 
 from __future__ import annotations
 
@@ -21,5 +21,7 @@ class Script(NamedTuple):
 def script(name: str) -> Script:
     """Return the script of this name."""
     folder = files("agentstate.storage.valkey") / "lua"
-    body = b"\n".join((folder / f"{part}.lua").read_bytes() for part in ("prelude", name))
+    own = (folder / f"{name}.lua").read_bytes()
+    needs, _, _ = own.removeprefix(b"-- Needs: ").partition(b"\n")
+    body = b"\n".join([*((folder / f"{part}.lua").read_bytes() for part in needs.decode().split()), own])
     return Script(hashlib.sha1(body, usedforsecurity=False).hexdigest(), body)

@@ -11,6 +11,7 @@ reach the server in the order in which they were made.
 
 from __future__ import annotations
 
+import secrets
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from agentstate.errors import UnsupportedError
@@ -39,7 +40,7 @@ from agentstate.storage.valkey import decode, legacy, listing, turns
 from agentstate.storage.valkey.admission import Admission, admit
 from agentstate.storage.valkey.commit import commit_part
 from agentstate.storage.valkey.connections import Connections, LoopConnections
-from agentstate.storage.valkey.encode import commit_arguments, field, hexed, name, number_text, wants_arguments
+from agentstate.storage.valkey.encode import commit_call, field, hexed, item_id, name, number_text, wants_arguments
 from agentstate.storage.valkey.faults import LostError, unreachable
 from agentstate.storage.valkey.keys import PARTITIONS, Keys
 from agentstate.storage.valkey.options import ValkeyOptions, options_from
@@ -208,8 +209,8 @@ class ValkeyStorage:
                 remedy="Commit each scope on its own, or keep what belongs together in one scope.",
             )
         nonce = "" if lease is None else str(lease.nonce)
-        arguments = commit_arguments(part, commit_id, self._now(), nonce=nonce, release=release, once=once)
-        done = await commit_part(here, self._keys.state(part.scope), part, commit_id, arguments)
+        call = commit_call(part, commit_id, self._now(), nonce=nonce, release=release, once=once)
+        done = await commit_part(here, self._keys.state(part.scope), part, commit_id, call)
         if lease is not None and release:
             self._held.pop(lease.nonce, None)
         return (done,)
@@ -217,8 +218,8 @@ class ValkeyStorage:
     async def leave(self, scope: StateScope, nonce: int, *, failure: bytes | None = None) -> None:
         """See `Storage.leave`."""
         here = await self._here()
-        said = "-" if failure is None else b"=" + failure
-        await here.ask(script("leave"), self._keys.state(scope), self._now(), nonce, said)
+        said = () if failure is None else (secrets.token_hex(8), failure)
+        await here.ask(script("leave"), self._keys.state(scope), self._now(), nonce, *said)
         self._held.pop(nonce, None)
 
     def renew(self, leases: Sequence[Lease], seconds: float) -> Sequence[bool]:
@@ -232,7 +233,7 @@ class ValkeyStorage:
     async def outcome(self, scope: StateScope, commit_id: int) -> Stamp | None:
         """See `Storage.outcome`. All commits of the last 30 seconds are known, too."""
         here = await self._here()
-        version = await here.ask(script("outcome"), self._keys.state(scope), hexed(commit_id))
+        version = await here.ask(script("outcome"), self._keys.state(scope), "", hexed(commit_id))
         return None if version is None or version == b"-" else Stamp(int(version), commit_id)
 
     async def read_log(
@@ -247,7 +248,7 @@ class ValkeyStorage:
     async def find_item(self, scope: StateScope, log: str, id: str) -> LogItem | None:  # noqa: A002
         """See `Storage.find_item`."""
         here = await self._here()
-        reply = await here.ask(script("find"), self._keys.state(scope), self._now(), name(log), id)
+        reply = await here.ask(script("find"), self._keys.state(scope), self._now(), name(log), item_id(id))
         return decode.found_item_of(scope, reply)
 
     async def scan(
@@ -278,8 +279,8 @@ class ValkeyStorage:
         """See `Storage.failures`."""
         here = await self._here()
         now, found = await here.ask(script("failures"), self._keys.state(scope), self._now())
-        pairs = (raw.partition(b" ")[::2] for raw in found)
-        return tuple(data for at, data in pairs if float(at) > float(now) - FAILURE_SECONDS)
+        parts = (raw.split(b" ", 2) for raw in found)
+        return tuple(data for at, _, data in parts if float(at) > float(now) - FAILURE_SECONDS)
 
     async def feed(self, partition: int, *, after: str | None = None, limit: int = 100) -> tuple[FeedItem, ...]:
         """See `Storage.feed`. The last 2,000 or so commits of a partition are kept."""

@@ -64,7 +64,7 @@ async def wait_turn(here: LoopConnections, key: bytes, nonce: int, seconds: floa
 async def give_back(here: LoopConnections, keys: Keys, held: Mapping[int, StateScope], now: str) -> None:
     """Give turns back before closing. What can't be given back lapses by itself."""
     leave = script("leave")
-    leaving = [here.ask(leave, keys.state(scope), now, nonce, "-") for nonce, scope in held.items()]
+    leaving = [here.ask(leave, keys.state(scope), now, nonce) for nonce, scope in held.items()]
     for result in await asyncio.gather(*leaving, return_exceptions=True):
         if isinstance(result, StorageError):
             log.warning("a turn couldn't be given back while closing: %s", result)

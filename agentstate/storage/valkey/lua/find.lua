@@ -1,7 +1,7 @@
+-- Needs: base load records
 -- Finds an item by its unique id. ARGV: now, log, id. Returns its position, itself, and now; or nothing.
-local now, nowtext = clock(ARGV[1])
 local m = load()
-local raw = is_alive(m, now) and m['log:' .. ARGV[2]]
+local raw = is_alive(m) and m['log:' .. ARGV[2]]
 local at = raw and call('HGET', key('unique:' .. ARGV[2]), ARGV[3])
 if not at then return {} end
 local position = match(at, '^%d+')

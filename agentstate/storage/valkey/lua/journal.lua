@@ -1,4 +1,4 @@
+-- Needs: base load
 -- Reads commits after a version. ARGV: now, version, limit.
-local now = clock(ARGV[1])
-if not is_alive(load(), now) then return {} end
-return call('XRANGE', key('journal'), whole(tonumber(ARGV[2]) + 1) .. '-0', '+', 'COUNT', ARGV[3])
+if not is_alive((load())) then return {} end
+return call('XRANGE', key('journal'), format('%.0f', ARGV[2] + 1) .. '-0', '+', 'COUNT', ARGV[3])

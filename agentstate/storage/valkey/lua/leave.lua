@@ -1,27 +1,27 @@
+-- Needs: base load line
 -- Gives a turn back or leaves its line; keeps the record of a failed turn.
--- ARGV: now, nonce, '-' or '=' and the failure.
+-- ARGV: now, nonce, and for a failure its token and bytes.
 local FAILURE_COUNT, FAILURE_MILLISECONDS = 20, 604800000
-local now, nowtext = clock(ARGV[1])
-local m, set, woken = load(), {}, nil
+local m, set, woken, waiters = load(), {}, nil, waiting()
 local line = {}
-for _, one in ipairs((line_of(m, now, nowtext))) do
+for _, one in ipairs((waiters.line_of(m))) do
   if one[1] ~= ARGV[2] then line[#line + 1] = one end
 end
 
-if m['turn:nonce'] == ARGV[2] then
-  woken = pass_on(m, line, now, nowtext, set)
-elseif m['turn:line'] then
-  set = {'turn:line', line_text(line)}
+if ARGV[2] ~= '0' and turn_of(m) == ARGV[2] then
+  woken = waiters.pass_on(m, line, set)
+else
+  waiters.set_line(m, line, set)
 end
 many('HSET', state, set)
-if not m.commit and not m.version and not m['turn:nonce'] then call('UNLINK', state) end
+if not m.head and not m.version and turn_of(m) == '0' then call('UNLINK', state) end
 
--- The call may come twice when its reply was lost.
-local last = call('LINDEX', key('failures'), -1)
-if ARGV[3] ~= '-' and not (last and match(last, '^%S+ (.*)$') == sub(ARGV[3], 2)) then
-  call('RPUSH', key('failures'), nowtext .. ' ' .. sub(ARGV[3], 2))
+-- The call comes twice when its reply was lost: hence the token.
+local last = ARGV[3] and call('LINDEX', key('failures'), -1)
+if ARGV[3] and not (last and match(last, '^%S+ (%S+)') == ARGV[3]) then
+  call('RPUSH', key('failures'), nowtext .. ' ' .. ARGV[3] .. ' ' .. ARGV[4])
   call('LTRIM', key('failures'), -FAILURE_COUNT, -1)
   call('PEXPIRE', key('failures'), FAILURE_MILLISECONDS)
 end
-wake(woken)
+waiters.wake(woken)
 return 'ok'

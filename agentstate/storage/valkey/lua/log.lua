@@ -1,8 +1,8 @@
+-- Needs: base load records
 -- Reads a page of a log. ARGV: now, log, start, end, limit (each may be '').
 -- Returns the log's record, the first item's position, the items, and now; or nothing when it is absent.
-local now, nowtext = clock(ARGV[1])
 local m = load()
-local raw = is_alive(m, now) and m['log:' .. ARGV[2]]
+local raw = is_alive(m) and m['log:' .. ARGV[2]]
 if not raw then return {} end
 local log, start, stop, limit = log_record(raw), tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 local low, high = start or log.first, stop or log.head + 1
@@ -17,4 +17,4 @@ if low < high then
   items = call('LRANGE', key('log:' .. ARGV[2]), low - log.first, high - 1 - log.first)
   if #items ~= high - low then return {'damaged', 'log:' .. ARGV[2]} end
 end
-return {raw, whole(low), items, nowtext}
+return {raw, format('%.0f', low), items, nowtext}

@@ -1,7 +1,7 @@
+-- Needs: base load records index expiry remove
 -- Removes what has expired in one partition, at most ARGV[2] states, entries and items.
 -- KEYS[1] is the partition's 'state:' with no address. ARGV: now, limit.
 -- Returns the addresses of the states, entries, items, and 1 when more is due.
-local now, nowtext = clock(ARGV[1])
 local limit, skipped = tonumber(ARGV[2]), 0
 local scopes, entries, items = {}, 0, 0
 local queue = base .. 'expiry'
@@ -16,11 +16,12 @@ end
 
 local function sweep_entry(m, member, field)
   local raw = call('HGET', key('entries'), '#' .. field)
-  local entry = raw and entry_record(raw, now)
+  local entry = raw and entry_record(raw)
   if not entry or entry.live then return postpone_or_forget(member, entry and tonumber(entry.expires)) end
   call('HDEL', key('entries'), field, '#' .. field)
   call('ZREM', key('keys'), field)
-  call('HSET', state, 'bytes', whole(tonumber(m.bytes) - entry.size))
+  local head, bytes = match(m.head, '^(.* )(%d+)$')
+  call('HSET', state, 'head', head .. format('%.0f', tonumber(bytes) - entry.size))
   call('ZREM', queue, member)
   entries = entries + 1
 end
@@ -46,7 +47,7 @@ local function sweep_item(m, member, name, position, seq)
     first = call('LINDEX', list, 0)
   end
   call('HSET', state, 'log:' .. name,
-    table.concat({whole(log.first), whole(log.head), whole(log.next), whole(log.size), log.stamp}, ' '))
+    format('%.0f %.0f %.0f %.0f %s', log.first, log.head, log.next, log.size, log.stamp))
   items = items + 1
 end
 
@@ -57,19 +58,19 @@ while true do
   for word in string.gmatch(member .. '\0', '(%Z*)%z') do what[#what + 1] = word end
   move_to(what[2])
   local m = load()
-  if is_held(m, now) then
+  if is_held(m) then
     skipped = skipped + 1
   elseif #scopes + entries + items >= limit then
     return {scopes, entries, items, 1}
   elseif what[1] == 'scope' then
-    if m.commit and not is_alive(m, now) then
-      bury(m, nowtext)
+    if m.head and not is_alive(m) then
+      removal().bury(m)
       scopes[#scopes + 1] = address
     else
-      if not m.commit then unlist(m) end
+      if not m.head then removal().unlist() end
       postpone_or_forget(member, m.expires)
     end
-  elseif not is_alive(m, now) then
+  elseif not is_alive(m) then
     call('ZREM', queue, member)
   elseif what[1] == 'entry' then
     sweep_entry(m, member, sub(member, 8 + #address))

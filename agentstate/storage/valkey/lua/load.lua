@@ -1,0 +1,11 @@
+-- Reading the record.
+local function load()
+  local flat, m = call('HGETALL', state), {}
+  for i = 1, #flat, 2 do m[flat[i]] = flat[i + 1] end
+  return m, flat
+end
+
+local function is_held(m)
+  local nonce, until_ = match(m.turn or '', '^(%d+) %d+ (%S+)')
+  return nonce and tonumber(until_) > now
+end
