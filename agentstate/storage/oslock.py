@@ -18,7 +18,7 @@ import time
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 from agentstate.errors import StorageClosedError, StorageUnavailableError, UnsupportedError
 from agentstate.storage.lockfiles import LockDirectory, Turn, Waiter, guard, resolve
@@ -67,16 +67,20 @@ class MachineLocks:
 
         Returns whether ``nonce`` holds the turn; it does when it did before.
         """
+        return self.take(address, nonce, holder) != "waits"
+
+    def take(self, address: str, nonce: int, holder: str) -> Literal["took", "held", "waits"]:
+        """Do as `try_take`, and tell a turn just taken from one that was held before."""
         with guard:
             turn = self._turn(address)
             if turn.nonce == nonce:
-                return True
+                return "held"
             self._mine.add((address, nonce))
             if turn.advance(nonce):
                 self._took(turn, nonce, holder)
-                return True
+                return "took"
             turn.line.setdefault(nonce, Waiter(holder)).asked_at = time.monotonic()
-            return False
+            return "waits"
 
     async def wait(self, address: str, nonce: int, seconds: float) -> bool:
         """Return whether ``nonce`` holds the turn, after ``seconds`` at the latest.

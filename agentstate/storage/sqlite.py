@@ -188,25 +188,25 @@ class SqliteStorage:
         touch: float | None = None,
     ) -> Snapshot:
         """See `Storage.read`. One hop, and none when another holds the turn."""
-        engine = await self._open()
-        now = self._clock()
-        work = partial(sqlite_read.snapshot, scope=scope, wants=wants, now=now, once=once)
-        if lease is None:
-            snapshot = await engine.read(work)
-            await self._push_expiry(engine, snapshot, None, touch)
-            return snapshot
-        locks, address = engine.locks, scope.text
-        renewed = locks.holds(address, lease.nonce)
-        if not renewed and not locks.try_take(address, lease.nonce, lease.holder):
-            return Snapshot(scope=scope, now=now, holder=locks.holder(address) or Holder(UNKNOWN_HOLDER, now))
+        engine = self._engine
+        if engine is None or not engine.ready:
+            engine = await self._open()
+        now, taken = self._clock(), ""
+        if lease is not None:
+            taken = engine.locks.take(scope.text, lease.nonce, lease.holder)
+            if taken == "waits":
+                holder = engine.locks.holder(scope.text) or Holder(UNKNOWN_HOLDER, now)
+                return Snapshot(scope=scope, now=now, holder=holder)
         try:
-            snapshot = await engine.read(work)
-            await self._push_expiry(engine, snapshot, lease, touch)
+            snapshot = await engine.read(partial(sqlite_read.snapshot, scope=scope, wants=wants, now=now, once=once))
+            if snapshot.expires_at is not None and (lease is not None or touch is not None):
+                await self._push_expiry(engine, snapshot, lease, touch)
         except BaseException:
-            if not renewed:
-                locks.leave(address, lease.nonce)
+            if lease is not None and taken == "took":
+                engine.locks.leave(scope.text, lease.nonce)
             raise
-        snapshot.lease = Lease(scope, lease.nonce, 0, now + lease.seconds)
+        if lease is not None:
+            snapshot.lease = Lease(scope, lease.nonce, 0, now + lease.seconds)
         return snapshot
 
     async def _push_expiry(
@@ -214,8 +214,7 @@ class SqliteStorage:
     ) -> None:
         """Renew a sliding lifetime of which less than half is left; let no state expire under a turn."""
         before, now = snapshot.expires_at, snapshot.now
-        if before is None:
-            return
+        assert before is not None
         until = now + touch if touch is not None and before - now < touch / 2 else before
         if lease is not None:
             until = max(until, now + lease.seconds)
@@ -238,12 +237,15 @@ class SqliteStorage:
         once: OnceRecord | None = None,
     ) -> tuple[Committed, ...]:
         """See `Storage.commit`. One hop; the turn is given back as soon as the commit is stored."""
-        if len({part.scope for part in parts}) != len(parts):
+        if len(parts) > 1 and len({part.scope for part in parts}) != len(parts):
             raise UnsupportedError("A commit holds one part per scope.")
-        engine = await self._open()
+        engine = self._engine
+        if engine is None or not engine.ready:
+            engine = await self._open()
+        locks = engine.locks
 
         def check(connection: Connection) -> list[Change]:
-            if lease is not None and not engine.locks.holds(lease.scope.text, lease.nonce):
+            if lease is not None and not locks.holds(lease.scope.text, lease.nonce):
                 raise LeaseLostError(
                     f"The turn of {lease.scope} was given back already; nothing was stored.",
                     scope=lease.scope,
@@ -261,7 +263,7 @@ class SqliteStorage:
 
         def settle(kept: bool) -> None:
             if kept and release and lease is not None:
-                engine.locks.leave(lease.scope.text, lease.nonce)
+                locks.leave(lease.scope.text, lease.nonce)
 
         return await engine.write(Job(check, write, settle))
 

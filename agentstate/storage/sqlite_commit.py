@@ -73,7 +73,7 @@ class Change(Conditions):
         touched = self._shrink_logs() if part.cuts or part.trims or part.edits else set[str]()
         items, ranges = self._plan_items()
         puts, deletes = self._plan_entries()
-        self._change_meta(created=state.birth == commit_id)
+        self._change_meta()
         if once is not None:
             state.once_count += 1
         self._save(before)
@@ -222,7 +222,7 @@ class Change(Conditions):
         self._found[at] = None
         return True
 
-    def _change_meta(self, *, created: bool) -> None:
+    def _change_meta(self) -> None:
         part, state = self._part, self._state
         if not isinstance(part.owner, Keep):
             state.owner = part.owner
@@ -230,12 +230,12 @@ class Change(Conditions):
             state.parent = part.parent
         if not isinstance(part.labels, Keep):
             state.labels = dict(part.labels)
-        if not isinstance(part.ttl, Keep) and (part.sliding or created or part.ttl is None):
+        if not isinstance(part.ttl, Keep) and (part.sliding or self._fresh or part.ttl is None):
             state.expires = None if part.ttl is None else self._now + part.ttl
 
     def _save(self, before: tuple[str | None, str | None, dict[str, str], float | None]) -> None:
         state = self._state
-        if state.birth != self._stamp.commit_id:
+        if not self._fresh:
             save_heads(self._db, state)
             if (state.owner, state.parent, state.labels) != before[:3]:
                 sql = "UPDATE scopes SET owner = ?, parent = ?, labels = ? WHERE number = ?"

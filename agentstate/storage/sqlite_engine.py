@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
-import threading
 import weakref
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from agentstate.storage.oslock import MachineLocks
-from agentstate.storage.sqlite_worker import Job, Reader, Writer
+from agentstate.storage.sqlite_worker import Job, Pace, Reader, Writer
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -33,6 +32,7 @@ class Engine:
 
     Attributes:
         ready: the file is open, and not closed again.
+        locks: the turns of this file's states, once it was ready.
         forked: this process inherited it and can't use it.
     """
 
@@ -45,21 +45,18 @@ class Engine:
 
         self.ready = False
         self.forked = False
-        baton = threading.Lock()
-        self.writer = Writer(path, baton, durable=durable, make_locks=make_locks, now=clock())
-        self.reader = Reader(path, baton, self.writer)
+        self.locks: MachineLocks
+        pace = Pace()
+        self.writer = Writer(path, pace, durable=durable, make_locks=make_locks, now=clock())
+        self.reader = Reader(path, pace, self.writer)
         _engines.add(self)
         self.writer.start()
         self.reader.start()
 
-    @property
-    def locks(self) -> MachineLocks:
-        """The turns of this file's states."""
-        return self.writer.opened.result()
-
     async def begin(self) -> None:
         """Return when the file is open."""
         await self.read(_nothing)
+        self.locks = self.writer.opened.result()
         self.ready = True
 
     def read(self, work: Callable[[Connection], Result]) -> Awaitable[Result]:

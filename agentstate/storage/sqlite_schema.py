@@ -123,10 +123,6 @@ class Connection(Protocol):
         """Copy the write-ahead log into the file."""
         ...
 
-    def set_wal_hook(self, hook: Callable[[Connection, str, int], int], /) -> None:
-        """Tell ``hook`` after each commit how many pages the write-ahead log holds."""
-        ...
-
     def set_busy_timeout(self, milliseconds: int, /) -> None:
         """Wait so long for a lock of SQLite's own."""
         ...

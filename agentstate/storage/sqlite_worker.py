@@ -2,11 +2,12 @@
 
 A hop to a thread costs more than a small transaction, so a job is a whole read or a whole
 commit, and whatever waits when a thread comes round is done together: reads in one read
-transaction, commits in one write transaction with one fsync. All jobs of one pass of an event
-loop go over together, and come back with one wake-up. A job that was handed over is finished
-whether or not anybody still waits for it.
+transaction, commits in one write transaction with one fsync. Jobs come back with one wake-up per
+event loop; where several came back together, the next ones of that pass of the loop go over
+together too, so that groups stay whole. A job that was handed over is finished whether or not
+anybody still waits for it.
 
-The two threads take turns (`baton`) at running statements: each statement gives the interpreter
+The two threads take turns (`Pace.baton`) at running statements: each statement gives the interpreter
 lock away for a moment, and two threads that snatch it from each other get half as much done.
 Nobody holds the baton during an fsync, and nobody waits for it longer than a long commit is
 worth.
@@ -20,7 +21,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from concurrent.futures import Future as BlockingFuture
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
@@ -29,19 +30,18 @@ from agentstate.storage.sqlite_errors import from_engine
 from agentstate.storage.sqlite_schema import connect, driver, prepare
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Generator
+    from collections.abc import Awaitable, Callable
     from pathlib import Path
 
     from agentstate.storage.oslock import MachineLocks
     from agentstate.storage.sqlite_schema import Connection
 
-__all__ = ["BACKSTOP_SECONDS", "Job", "Reader", "Writer"]
+__all__ = ["BACKSTOP_SECONDS", "Job", "Pace", "Reader", "Writer"]
 
 MOST_TOGETHER: Final = 256
 BATON_SECONDS: Final = 0.005
 BACKSTOP_SECONDS: Final = 10.0
-CHECKPOINT_PAGES: Final = 1000
-RESTART_PAGES: Final = 16_000
+RESTART_EVERY: Final = 1000
 
 Result = TypeVar("Result")
 Plan = TypeVar("Plan")
@@ -129,14 +129,28 @@ def _finish_all(jobs: list[Job[Any, Any]]) -> None:
         job.finish()
 
 
+class Pace:
+    """What the two threads of a file know of each other.
+
+    Attributes:
+        baton: whoever runs statements holds it.
+        together: how many jobs came back together last.
+    """
+
+    def __init__(self) -> None:
+        """Begin at rest."""
+        self.baton = threading.Lock()
+        self.together = 0
+
+
 class _Worker:
     """A thread with a connection of its own that serves what was handed to it, in batches."""
 
-    def __init__(self, path: Path, name: str, baton: threading.Lock) -> None:
+    def __init__(self, path: Path, name: str, pace: Pace) -> None:
         self.connection: Connection | None = None
         self.ended: BlockingFuture[None] = BlockingFuture()
         self._path = path
-        self._baton = baton
+        self._pace = pace
         self._queue: SimpleQueue[list[Job[Any, Any]] | None] = SimpleQueue()
         self._passes: dict[asyncio.AbstractEventLoop, list[Job[Any, Any]]] = {}
         self._ended = False
@@ -148,14 +162,15 @@ class _Worker:
         self._thread.start()
 
     def submit(self, job: Job[Any, Any]) -> None:
-        """Hand a job over: at once, or with what else this pass of its event loop brings."""
-        if job.loop is None:
+        """Hand a job over: at once, or with what else this pass of a busy event loop brings."""
+        loop = job.loop
+        if loop is None or self._pace.together <= 1:
             self._put([job])
-        elif job.loop in self._passes:
-            self._passes[job.loop].append(job)
+        elif loop in self._passes:
+            self._passes[loop].append(job)
         else:
-            self._passes[job.loop] = [job]
-            job.loop.call_soon(self._end_pass, job.loop)
+            self._passes[loop] = [job]
+            loop.call_soon(self._end_pass, loop)
 
     def _end_pass(self, loop: asyncio.AbstractEventLoop) -> None:
         self._put(self._passes.pop(loop))
@@ -201,6 +216,7 @@ class _Worker:
             one.error = failure or one.error
             if one.settle is not None:
                 one.settle(one.error is None)
+        self._pace.together = len(batch)
         deliver(batch)
         self._after(len(batch))
         return jobs is not None
@@ -212,15 +228,6 @@ class _Worker:
                 for job in jobs:
                     job.error = StorageClosedError(f"The state file {self._path} was closed.", remedy="Open it again.")
                 deliver(jobs)
-
-    @contextmanager
-    def _with_baton(self) -> Generator[None]:
-        taken = self._baton.acquire(timeout=BATON_SECONDS)
-        try:
-            yield
-        finally:
-            if taken:
-                self._baton.release()
 
     def _open(self) -> Connection:
         raise NotImplementedError
@@ -239,9 +246,9 @@ class _Worker:
 class Reader(_Worker):
     """Serves reads. In WAL mode they never wait for a writer's fsync."""
 
-    def __init__(self, path: Path, baton: threading.Lock, writer: Writer) -> None:
+    def __init__(self, path: Path, pace: Pace, writer: Writer) -> None:
         """``writer`` opens the file first: it makes the layout."""
-        super().__init__(path, "reader", baton)
+        super().__init__(path, "reader", pace)
         self._writer = writer
 
     def _open(self) -> Connection:
@@ -249,12 +256,16 @@ class Reader(_Worker):
         return connect(self._path, durable=False, read_only=True)
 
     def _serve(self, connection: Connection, batch: list[Job[Any, Any]]) -> None:
-        with self._with_baton():
+        taken = self._pace.baton.acquire(timeout=BATON_SECONDS)
+        try:
             for job in batch:
                 if not job.abandoned():
                     self._read(connection, job)
             if connection.in_transaction:
                 connection.execute("COMMIT")
+        finally:
+            if taken:
+                self._pace.baton.release()
 
     def _read(self, connection: Connection, job: Job[Any, Any]) -> None:
         try:
@@ -272,20 +283,20 @@ class Writer(_Worker):
     def __init__(
         self,
         path: Path,
-        baton: threading.Lock,
+        pace: Pace,
         *,
         durable: bool,
         make_locks: Callable[[], MachineLocks],
         now: float,
     ) -> None:
         """``make_locks`` opens the lock directory, on the thread."""
-        super().__init__(path, "writer", baton)
+        super().__init__(path, "writer", pace)
         self.opened: BlockingFuture[MachineLocks] = BlockingFuture()
         self._durable = durable
         self._make_locks = make_locks
         self._now = now
         self._locks: MachineLocks | None = None
-        self._pages = 0
+        self._groups = 0
 
     def _open(self) -> Connection:
         try:
@@ -301,14 +312,8 @@ class Writer(_Worker):
             typed = from_engine(error, self._path)
             self.opened.set_exception(typed)
             raise typed from error
-        connection.set_wal_hook(self._note_pages)
         self.opened.set_result(locks)
         return connection
-
-    def _note_pages(self, connection: Connection, name: str, pages: int) -> int:
-        del connection, name
-        self._pages = pages
-        return 0
 
     def _serve(self, connection: Connection, batch: list[Job[Any, Any]]) -> None:
         if not batch:
@@ -325,9 +330,13 @@ class Writer(_Worker):
         """Run jobs in one transaction. Return what undid it, if anything did."""
         try:
             connection.execute("BEGIN IMMEDIATE")
-            with self._with_baton():
+            taken = self._pace.baton.acquire(timeout=BATON_SECONDS)
+            try:
                 for job in jobs:
                     job.run(connection)
+            finally:
+                if taken:
+                    self._pace.baton.release()
             connection.execute("COMMIT")
         except Exception as error:  # noqa: BLE001 - handed to the callers
             failure = from_engine(error, self._path, connection)
@@ -336,19 +345,18 @@ class Writer(_Worker):
         return None
 
     def _after(self, served: int) -> None:
-        if served and self._pages >= CHECKPOINT_PAGES and self.connection is not None:
-            apsw = driver()
-            restart = self._pages >= RESTART_PAGES
-            self._checkpoint(
-                self.connection, apsw.SQLITE_CHECKPOINT_RESTART if restart else apsw.SQLITE_CHECKPOINT_PASSIVE
-            )
+        # SQLite checkpoints by itself at 1,000 pages, inside a commit and so under the writers' lock. Only
+        # readers that never leave a gap could keep the write-ahead log growing: now and then they are waited for.
+        self._groups += served > 0
+        if self._groups == RESTART_EVERY and self.connection is not None:
+            self._groups = 0
+            self._checkpoint(self.connection, driver().SQLITE_CHECKPOINT_RESTART)
 
     def _checkpoint(self, connection: Connection, mode: int) -> None:
         # Commits are safe in the write-ahead log. A checkpoint that can't be had now, because others
         # read or the disk is full, is tried again later; a fault of the disk shows in the next commit.
         with suppress(driver().Error, StateError), self.opened.result().exclusive("writer", BACKSTOP_SECONDS):
             connection.wal_checkpoint(None, mode)
-            self._pages = 0
 
     def _shut(self) -> None:
         if self.connection is not None:
