@@ -24,8 +24,11 @@ from agentstate.storage.protocol import ANY, Increment, Part
 from agentstate.validation import as_type_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+    import os
+    from collections.abc import Callable, Iterable, Mapping
     from contextlib import AbstractAsyncContextManager
+
+    from agentstate.exchange import Exported, Imported
 
 __all__ = ["ContextInfo", "ContextPage", "Conversation", "ConversationContext"]
 
@@ -339,8 +342,23 @@ class ConversationContext(ContextBase):
             turn.store, settings=turn.settings, principal=turn.principal, tenant=turn.scope.tenant, frame=frame
         )
 
-    def export(self, context_id: str) -> AsyncIterator[dict[str, Any]]:
-        """Yield a conversation as JSON-able lines; see `agentstate.exchange`."""
-        from agentstate.exchange import lines_of
+    async def export(
+        self,
+        path: str | os.PathLike[str],
+        ids: str | Iterable[str] | None = None,
+        *,
+        prefix: str = "",
+        user_id: str | None = None,
+    ) -> Exported:
+        """Write conversations to a file of JSON Lines; see `agentstate.exchange.export_contexts`."""
+        from agentstate.exchange import export_contexts
 
-        return lines_of(self, context_id)
+        return await export_contexts(self, path, ids, prefix=prefix, user_id=user_id)
+
+    async def import_(
+        self, path: str | os.PathLike[str], *, on_existing: Literal["error", "skip", "replace"] = "error"
+    ) -> Imported:
+        """Store the conversations of such a file; see `agentstate.exchange.import_contexts`."""
+        from agentstate.exchange import import_contexts
+
+        return await import_contexts(self, path, on_existing=on_existing)
