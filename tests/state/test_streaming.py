@@ -196,6 +196,5 @@ async def test_a_pull_that_comes_while_the_stream_ends_is_answered(storage):
         assert await anext(stream) == 0
         await asyncio.sleep(delay)
         async with asyncio.timeout(5):
-            with pytest.raises(StopAsyncIteration):
-                while True:
-                    await anext(stream)
+            rest = [chunk async for chunk in stream]
+        assert rest in ([], [1], [1, 2])
