@@ -9,7 +9,7 @@ address modulo 256. Values stand as they were given, so plain JSON is readable:
 ``entries:conversation:c-1``           hash: ``variables/name`` is the value and
                                        ``#variables/name`` its stamp, kind, size, expiry
 ``log:history:conversation:c-1``       list of items: ``<seq> <expires> <u|-><n> <id> <value>``
-``journal:conversation:c-1``           stream of commits; its ids are the versions
+``journal:conversation:c-1``           list of commits: stamp, time, what was appended, the record
 ``keys:``, ``unique:``, ``known:``,    order of the keys, items by unique id, commits known,
 ``once:``, ``failures:``               idempotency keys, failed turns
 ``by-id:…``, ``by-time:…``,            of the partition: indexes, what expires when, and

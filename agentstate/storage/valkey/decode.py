@@ -279,22 +279,22 @@ def _done_before(known: bytes, record: Record, commit_id: int, logs: list[str], 
 
 
 @reading
-def journal_of(scope: StateScope, entries: Iterable[list[Any]]) -> tuple[JournalRecord, ...]:
+def journal_of(scope: StateScope, records: Iterable[bytes]) -> tuple[JournalRecord, ...]:
     """Return the records of a journal."""
     del scope
-    return tuple(_journal_record(identifier, record_of(flat)) for identifier, flat in entries)
+    return tuple(map(_journal_record, records))
 
 
-def _journal_record(identifier: bytes, record: Record) -> JournalRecord:
-    commit, at, *appended = record[b"is"].split()
-    stamp = Stamp(int(identifier.partition(b"-")[0]), int(commit, 16))
+def _journal_record(raw: bytes) -> JournalRecord:
+    head, _, body = raw.partition(b"\n")
+    stamp, at, size, *appended = head.split()
     words = iter(appended)
     ranges = {plain_name(log): (int(next(words)), int(next(words))) for log in words}
     removed: dict[str, list[LogItem]] = {}
-    for log, item in _removed(record.get(b"removed", b"")):
+    for log, item in _removed(body[int(size) :]):
         removed.setdefault(log, []).append(item)
     gone = {log: tuple(items) for log, items in removed.items()}
-    return JournalRecord(stamp, float(at), record[b"record"], ranges, gone)
+    return JournalRecord(stamp_of(stamp), float(at), body[: int(size)], ranges, gone)
 
 
 def _removed(raw: bytes) -> Iterator[tuple[str, LogItem]]:

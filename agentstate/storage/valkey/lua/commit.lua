@@ -375,14 +375,10 @@ put('head', version .. ' ' .. commit .. ' ' .. nowtext .. ' ' .. bytes)
 call('HSET', key('known'), commit, version .. ' ' .. (log_count > 0 and table.concat(heads, ',') or '-') .. ' '
   .. (#counters > 0 and table.concat(counters, ',') or '-'))
 if ARGV[14] == '1' then
-  local is, journal = commit .. ' ' .. nowtext .. ' ' .. table.concat(ranges, ' '), key('journal')
-  if #removed == 0 then
-    call('XADD', journal, 'MAXLEN', JOURNAL_COUNT, version .. '-0', 'is', is, 'record', ARGV[#ARGV])
-  else
-    local gone_items = table.concat(removed)
-    call('XADD', journal, 'MAXLEN', JOURNAL_COUNT, version .. '-0', 'is', is, 'record', ARGV[#ARGV],
-      'removed', gone_items)
-  end
+  -- '<stamp> <at> <record bytes> <ranges>\n<record><removed items>'
+  local head = stamp .. ' ' .. nowtext .. ' ' .. #ARGV[#ARGV] .. ' ' .. table.concat(ranges, ' ') .. '\n'
+  local count = call('RPUSH', key('journal'), head .. ARGV[#ARGV] .. table.concat(removed))
+  if count > JOURNAL_COUNT then call('LTRIM', key('journal'), -JOURNAL_COUNT, -1) end
 end
 if once_key then
   local times = key('once-times')
