@@ -239,7 +239,8 @@ async def test_bad_ids(context, bad):
 
 
 @pytest.mark.parametrize(
-    "hostile", ["../../etc/passwd", "a:b", "a/b", "{x}", "*", "💣", "a\nb", "\u00e9", "e\u0301", "CON", ".", "%2F", "'; DROP--"]
+    "hostile",
+    ["../../etc/passwd", "a:b", "a/b", "{x}", "*", "💣", "a\nb", "\u00e9", "e\u0301", "CON", ".", "%2F", "'; DROP--"],
 )
 async def test_hostile_ids_are_data(context, hostile):
     """An id reads back byte for byte, and reaches no other state."""
