@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, cast
 
 from agentstate.decorator import StatefulHandler, with_state
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable
+    from collections.abc import Callable
 
 __all__ = ["StateMiddleware"]
 
@@ -32,29 +31,29 @@ class StateMiddleware(StatefulHandler):
     """
 
     def __init__(self, handler: Callable[..., Any], /, **settings: Any) -> None:
-        """Wrap a handler; nothing is opened."""
-        func = _function(handler)
-        made = cast("StatefulHandler", with_state(settings)(func))
-        super().__init__(func, made.binding, made._self_own[1], made._self_wrapper)  # noqa: SLF001 - its own class's
+        """Wrap a handler; nothing is opened.
+
+        Raises:
+            HandlerSignatureError: it has state already, or can't get it.
+        """
+        made = cast("StatefulHandler", with_state(settings)(_link(handler)))
+        super().__init__(made.__wrapped__, made.binding, made.injection, made._self_wrapper)  # noqa: SLF001 - its own
 
 
-def _function(handler: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a handler as a function: what looks at signatures takes a bound method apart again."""
-    if inspect.isroutine(handler) and not inspect.ismethod(handler):
+def _link(handler: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a handler, or for an object whose call hands an awaitable on, the coroutine function it amounts to."""
+    call = getattr(type(handler), "__call__", None)  # noqa: B004 - its kind is asked, not whether it has one
+    if inspect.isroutine(handler) or not inspect.isfunction(call) or inspect.iscoroutinefunction(call):
         return handler
-    call: Any = handler if inspect.ismethod(handler) else type(handler).__call__
-
-    async def stream(*args: Any, **kwargs: Any) -> AsyncGenerator[Any]:
-        async with aclosing(handler(*args, **kwargs)) as chunks:
-            async for chunk in chunks:
-                yield chunk
+    if inspect.isasyncgenfunction(call) or inspect.isgeneratorfunction(call):
+        return handler
 
     async def link(*args: Any, **kwargs: Any) -> Any:
         result = handler(*args, **kwargs)
         return await result if inspect.isawaitable(result) else result
 
-    function: Any = stream if inspect.isasyncgenfunction(call) else link
-    function.__name__ = function.__qualname__ = getattr(handler, "__name__", type(handler).__name__)
+    function: Any = link
+    function.__name__ = function.__qualname__ = type(handler).__name__
     function.__signature__ = inspect.signature(handler)
-    function.__annotations__ = dict(inspect.get_annotations(getattr(call, "__func__", call)))
+    function.__annotations__ = dict(inspect.get_annotations(call))
     return function  # type: ignore[no-any-return]

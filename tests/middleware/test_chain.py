@@ -73,7 +73,7 @@ HANDLERS = [
 ]
 
 
-@pytest.mark.parametrize("handler", HANDLERS, ids=repr)
+@pytest.mark.parametrize("handler", HANDLERS, ids=range(len(HANDLERS)))
 async def test_whatever_can_be_called_gets_state(memory, stored, handler):
     """Functions, methods, partials and links of a chain run in a turn of the request's conversation."""
     wrapped = StateMiddleware(handler, storage=memory)
