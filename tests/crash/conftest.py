@@ -10,13 +10,13 @@ import pytest
 
 from agentstate.storage import registry
 from agentstate.testing import ProcessSpec
-from tests.servers import ValkeyServer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
     from agentstate.storage.protocol import Storage
+    from tests.servers import ValkeyServer
 
 # `make test-crash` asks for many.
 CYCLES = int(os.environ.get("AGENTSTATE_CRASH_CYCLES", "50"))
@@ -30,13 +30,6 @@ class Place(NamedTuple):
     def storage(self) -> Storage:
         """Return a new storage on the data."""
         return registry.create(self.spec.backend, self.spec.options)
-
-
-@pytest.fixture(scope="session")
-def valkey_server() -> Iterator[ValkeyServer]:
-    """Return a server whose clients are killed, never itself."""
-    with ValkeyServer() as server:
-        yield server
 
 
 @pytest.fixture(params=["file", "sqlite", "valkey"])

@@ -71,14 +71,14 @@ class ProcessTests(StorageCase):
 
     async def test_a_dead_holder(self, live: Storage, spec: ProcessSpec) -> None:
         """A killed holder's turn can be taken: at once on one machine, else when the lease ends."""
-        with start_worker(spec, "hold", scope=A.text, seconds=1.0) as worker:
+        with start_worker(spec, "hold", scope=A.text, seconds=0.3) as worker:
             assert await worker.receive() == "held"
             worker.kill()
             assert (await take_turn(live, A, "parent", patience=30)).lease is not None
 
     async def test_a_dead_holder_with_a_living_child(self, live: Storage, spec: ProcessSpec) -> None:
         """A child forked by the holder doesn't keep the turn when the holder dies."""
-        with start_worker(spec, "hold", scope=A.text, seconds=1.0) as worker:
+        with start_worker(spec, "hold", scope=A.text, seconds=0.3) as worker:
             assert await worker.receive() == "held"
             await worker.tell("fork")
             child = await worker.receive()
