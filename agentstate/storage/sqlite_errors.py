@@ -26,12 +26,14 @@ __all__ = ["from_engine"]
 
 def from_engine(error: Exception, path: Path, connection: Connection | None = None) -> Exception:
     """Return the typed error for one of the engine's; any other error comes back as it is."""
+    if isinstance(error, StateError):
+        return error
     apsw = driver()
-    if isinstance(error, StateError) or not isinstance(error, apsw.Error):
+    if not isinstance(error, apsw.Error):
         return error
     kind: type[StorageError] = StorageError
     remedy = "Please report this: the statement is agentstate's."
-    number = connection.system_errno() if connection is not None and isinstance(error, apsw.IOError) else 0
+    number = connection.system_errno if connection is not None and isinstance(error, apsw.IOError) else 0
     if isinstance(error, apsw.FullError) or number in FULL:
         kind, remedy = StorageFullError, "Free some space, or raise the quota; reading still works."
     elif isinstance(error, (apsw.CantOpenError, apsw.ReadOnlyError, apsw.PermissionsError, apsw.AuthError)):

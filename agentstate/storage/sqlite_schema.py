@@ -115,8 +115,9 @@ class Connection(Protocol):
         """Return the number of the row inserted last."""
         ...
 
+    @property
     def system_errno(self) -> int:
-        """Return the operating system's error number of the last failure."""
+        """The operating system's error number of the last failure."""
         ...
 
     def wal_checkpoint(self, dbname: str | None, mode: int, /) -> tuple[int, int]:
