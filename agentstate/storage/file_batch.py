@@ -58,7 +58,10 @@ def perform(
             deliver(_finished(writes, [Outcome(error=error)] * len(writes)))
             return
         outcomes = _finished(writes, _store_or_spend(root, files, writes))
-        late = _tidy_due(files)
+        if _dropped(files):
+            # Who drops a state hears of it when its bytes are gone.
+            _tidy(root, files)
+        late = files.held is not None and rotation_due(files)
         if late:
             deliver(outcomes)
             _tidy(root, files)
@@ -180,24 +183,27 @@ def _announce(root: Root, files: ScopeFiles, ops: Sequence[Json]) -> bool:
 
 def announce_missing(root: Root, files: ScopeFiles) -> None:
     """Tell the feed what it wasn't told of a scope whose lock the caller holds, and whose image is fresh."""
+    held = files.held
+    assert held is not None
     root.feed.refresh()
     known = root.feed.known(files.scope)
     told = known.n if known is not None else 0
-    if told < files.n or (known is not None and known.size != files.end):
-        root.tell(announcement(files, feed_entries(ops_after(files, told))))
+    if told == files.n and (known is None or known.size == files.end):
+        return
+    entries = feed_entries(ops_after(files, told))
+    if held.gone_at is not None and told < files.n and not any(stamp is None for stamp, _ in entries):
+        # The log that said so went with the state.
+        entries.append((None, held.gone_at))
+    root.tell(announcement(files, entries))
 
 
 # -- afterwards ------------------------------------------------------------------------------
 
 
 def _dropped(files: ScopeFiles) -> bool:
+    """Whether the log holds the bytes of a state that was dropped."""
     held = files.held
     return held is not None and held.image.stamp is None and held.gone_at is not None and files.n > files.base
-
-
-def _tidy_due(files: ScopeFiles) -> bool:
-    """Whether the log is long, or holds the bytes of a state that was dropped."""
-    return files.held is not None and (rotation_due(files) or _dropped(files))
 
 
 def _tidy(root: Root, files: ScopeFiles) -> None:

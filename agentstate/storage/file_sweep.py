@@ -64,6 +64,7 @@ def _rebuild(root: Root) -> None:
         root.feed.restart()
         reconcile(root)
         root.note_boot()
+        root.feed.refresh()
 
 
 def reconcile(root: Root) -> None:
