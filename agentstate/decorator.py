@@ -48,31 +48,17 @@ else:
 
 
 class _Face:
-    """What both kinds of handler show: their settings, and a signature without the injected parameters."""
+    """What both kinds of handler have in common."""
 
     if TYPE_CHECKING:
-        __wrapped__: Any
 
         @property
         def binding(self) -> Binding: ...
-        @property
-        def injection(self) -> Injection: ...
 
     @property
     def bound(self) -> Bound:
         """The settings and the store it runs on."""
         return self.binding.resolve()
-
-    @property
-    def __signature__(self) -> inspect.Signature:
-        whole = self.injection.signature
-        if not inspect.ismethod(self.__wrapped__):
-            return whole
-        return whole.replace(parameters=list(whole.parameters.values())[1:])
-
-    @property
-    def __annotations__(self) -> dict[str, Any]:  # type: ignore[override]
-        return self.injection.annotations
 
     # A copy is the handler itself, and a pickle its name, as with functions.
     def __copy__(self) -> Self:
@@ -92,21 +78,28 @@ class BoundHandler(_Face, _BoundBase):
         return binding
 
     @property
-    def injection(self) -> Injection:
-        """Which of its parameters are injected."""
-        injection: Injection = self._self_parent.injection
-        return injection
-
-    @property
     def __func__(self) -> Any:
         return self._self_parent
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return _shown(self.__wrapped__, self._self_parent.__signature__)
+
+    @property
+    def __annotations__(self) -> dict[str, Any]:  # type: ignore[override]
+        annotations: dict[str, Any] = self._self_parent.__annotations__
+        return annotations
 
     def __reduce_ex__(self, _: SupportsIndex) -> tuple[Any, ...]:
         return getattr, (self.__self__, self.__name__)
 
 
 class StatefulHandler(_Face, _Base):
-    """A handler with state. Call it as if it had no injected parameters."""
+    """A handler with state. Call it as if it had no injected parameters.
+
+    Frameworks may set its signature and annotations, as they do with functions; the function
+    inside stays as it is.
+    """
 
     __bound_function_wrapper__ = BoundHandler
 
@@ -114,6 +107,10 @@ class StatefulHandler(_Face, _Base):
         """Wrap a function or a bound method."""
         super().__init__(wrapped, run)
         self._self_own = (binding, injection)
+        self._self_signature = _shown(wrapped, injection.signature)
+        self._self_annotations = injection.annotations
+        if inspect.ismethod(wrapped):
+            self._self_function = StatefulHandler(wrapped.__func__, binding, injection, run)
 
     @property
     def binding(self) -> Binding:
@@ -121,18 +118,35 @@ class StatefulHandler(_Face, _Base):
         return self._self_own[0]
 
     @property
-    def injection(self) -> Injection:
-        """Which of its parameters are injected."""
-        return self._self_own[1]
+    def __func__(self) -> Any:
+        # Of a bound method: frameworks read the signature there, and set it.
+        return self._self_function
 
     @property
-    def __func__(self) -> Any:
-        """Of a bound method: the handler without its object. Frameworks read the signature there."""
-        return StatefulHandler(self.__wrapped__.__func__, *self._self_own, self._self_wrapper)
+    def __signature__(self) -> inspect.Signature:
+        return self._self_signature
+
+    @__signature__.setter
+    def __signature__(self, signature: inspect.Signature) -> None:
+        self._self_signature = signature
+
+    @property
+    def __annotations__(self) -> dict[str, Any]:
+        return self._self_annotations
+
+    @__annotations__.setter
+    def __annotations__(self, annotations: dict[str, Any]) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        self._self_annotations = annotations
 
     def __reduce_ex__(self, _: SupportsIndex) -> str:
         name: str = self.__qualname__
         return name
+
+
+def _shown(wrapped: Any, signature: inspect.Signature) -> inspect.Signature:
+    if not inspect.ismethod(wrapped):
+        return signature
+    return signature.replace(parameters=list(signature.parameters.values())[1:])
 
 
 def _typed(decorator: Callable[..., Any]) -> Stateful:

@@ -23,7 +23,7 @@ from agentstate.annotations import OURS, class_name, evaluated, innermost
 from agentstate.errors import HandlerSignatureError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
 __all__ = ["Injection", "Role", "plan"]
 
@@ -45,7 +45,10 @@ class Injection:
         roles: injected parameter → what it gets.
         positional: parameters that can be passed by position, a method's ``self`` too.
         visible: those of them that the caller fills.
+        first: the place of the first injected parameter among the positional ones.
         shifted: an injected parameter stands where the caller's arguments would land.
+        variadic: any number of positional arguments is taken.
+        takes_id: a ``context_id`` can be passed on to the handler.
         method: calls come without ``self``, which is filled already.
     """
 
@@ -54,7 +57,10 @@ class Injection:
     roles: dict[str, Role]
     positional: list[str]
     visible: list[str]
+    first: int
     shifted: bool
+    variadic: bool
+    takes_id: bool
     method: bool = False
 
     @property
@@ -75,47 +81,43 @@ class Injection:
             make: returns what a role gets.
             bound: ``self`` is filled already.
         """
-        own = self._fills_injected(args, bound)
-        order = (self.positional if own else self.visible)[int(bound) :]
-        filled = order[: len(args)] if own else ()
+        skipped = 1 if bound else 0
+        filled: Sequence[str] = ()
+        own = len(args) > self.first - skipped and self._fills_injected(args, skipped)
+        if own:
+            filled = self.positional[skipped : skipped + len(args)]
         for name, role in self.roles.items():
             if name not in kwargs and name not in filled:
                 kwargs[name] = make(role)
-        if "context_id" in kwargs and not self._takes("context_id"):
-            del kwargs["context_id"]  # it named the state, and has done so
-        return (args, kwargs) if own or not self.shifted else self._woven(order, args, kwargs, bound)
+        if not self.takes_id:
+            kwargs.pop("context_id", None)  # it named the state, and has done so
+        return (args, kwargs) if own or not self.shifted else self._woven(args, kwargs, skipped)
 
-    def _fills_injected(self, args: tuple[Any, ...], bound: bool) -> bool:
+    def _fills_injected(self, args: tuple[Any, ...], skipped: int) -> bool:
         """Return whether the caller passes injected parameters by position himself."""
-        if len(args) > len(self.visible) - int(bound) and not self._variadic():
+        if len(args) > len(self.visible) - skipped and not self.variadic:
             return True
         return any(
             isinstance(value, OURS) and name in self.roles
-            for name, value in zip(self.positional[int(bound) :], args, strict=False)
+            for name, value in zip(self.positional[skipped:], args, strict=False)
         )
 
-    def _variadic(self) -> bool:
-        return any(one.kind is inspect.Parameter.VAR_POSITIONAL for one in self.whole.parameters.values())
-
-    def _takes(self, name: str) -> bool:
-        parameters = self.whole.parameters
-        return name in parameters or any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values())
-
     def _woven(
-        self, order: list[str], args: tuple[Any, ...], kwargs: dict[str, Any], bound: bool
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], skipped: int
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return the arguments in the handler's own order, by position as far as they go."""
-        for name, value in zip(order, args, strict=False):
+        visible = self.visible[skipped:]
+        for name, value in zip(visible, args, strict=False):
             if name in kwargs:
                 raise TypeError(f"multiple values for argument {name!r}")
             kwargs[name] = value
         placed: list[Any] = []
-        for name in self.positional[int(bound) :]:
+        for name in self.positional[skipped:]:
             value = kwargs.pop(name, self.whole.parameters[name].default)
             if value is NOTHING:
                 break
             placed.append(value)
-        return (*placed, *args[len(order) :]), kwargs
+        return (*placed, *args[len(visible) :]), kwargs
 
     def named(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """Return what the caller fills, by name, in the handler's order, defaults included."""
@@ -174,8 +176,10 @@ def plan(func: Callable[..., Any], inject: bool | Mapping[str, str] = True, *, r
     if not roles and inject is not False and required:
         raise _takes_nothing(func, whole)
     positional = [one for one in resolved if one.kind in POSITIONAL]
-    injected = [n for n, one in enumerate(positional) if one.name in roles]
-    behind = positional[injected[0] :] if injected else []
+    first = next((n for n, one in enumerate(positional) if one.name in roles), len(positional))
+    behind = positional[first:]
+    kinds = {one.kind for one in resolved}
+    variadic = inspect.Parameter.VAR_POSITIONAL in kinds
     return Injection(
         whole=whole,
         signature=whole.replace(
@@ -185,8 +189,10 @@ def plan(func: Callable[..., Any], inject: bool | Mapping[str, str] = True, *, r
         roles=roles,
         positional=[one.name for one in positional],
         visible=[one.name for one in positional if one.name not in roles],
-        shifted=any(one.name not in roles or one.kind is inspect.Parameter.POSITIONAL_ONLY for one in behind)
-        or (bool(behind) and any(one.kind is inspect.Parameter.VAR_POSITIONAL for one in resolved)),
+        first=first,
+        shifted=any(variadic or one.name not in roles or one.kind is one.POSITIONAL_ONLY for one in behind),
+        variadic=variadic,
+        takes_id="context_id" in whole.parameters or inspect.Parameter.VAR_KEYWORD in kinds,
     )
 
 
