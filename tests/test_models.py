@@ -315,7 +315,7 @@ def test_new_ids_differ_after_a_fork():
     code = (
         "import os; from agentstate.models import new_id\n"
         "child = os.fork()\n"
-        "print(new_id(), flush=True)\n"
+        "os.write(1, new_id().encode() + b'\\n')\n"
         "child and os.waitpid(child, 0)"
     )
     ids = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
