@@ -17,8 +17,8 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.panel import Panel
-from rich.syntax import Syntax
 from rich.table import Table
+from rich.text import Text
 
 HERE = Path(__file__).parent
 CONVERSATION = "ada-1"
@@ -157,7 +157,7 @@ def report(last_answer, demo, server):
     source = (HERE / "skill.py").read_text().splitlines()
     code = [line for line in source if "import" in line and "stateful" in line]
     at = source.index("@stateful")
-    code = Syntax("\n".join([*code, *source[at : at + 2]]), "python", background_color="default")
+    code = Text("\n".join([*code, *source[at : at + 2]]), style="bold")
     screen.print(Panel(code, title="the three lines that did it", title_align="left", expand=False))
     files = [path for path in sorted(demo.directory.rglob("*")) if path.is_file() and path.stat().st_size]
     where = ", ".join(str(path.relative_to(demo.directory)) for path in files[:5])

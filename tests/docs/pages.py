@@ -25,10 +25,11 @@ import re
 import shlex
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from typing import NamedTuple
 
-FENCE = re.compile(r"^```(\w+)([^\n`]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(r"^( *)```(\w+)([^\n`]*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 SHOWN_ONLY = {"text", "json", "diff", "ini", "http", "sql", "lua", "make"}
 EXAMPLE_URL = "valkey://localhost:6379"
 
@@ -48,8 +49,8 @@ def fences(page: Path) -> list[Fence]:
     found = []
     for match in FENCE.finditer(text):
         where = f"{page.name}:{text.count(chr(10), 0, match.start()) + 1}"
-        options = dict(word.partition("=")[::2] for word in shlex.split(match[2]))
-        found.append(Fence(where, match[1], options, match[3]))
+        options = dict(word.partition("=")[::2] for word in shlex.split(match[3]))
+        found.append(Fence(where, match[2], options, textwrap.dedent(match[4])))
     return found
 
 
