@@ -189,7 +189,9 @@ class ConversationContext(ContextBase):
         ``before`` and ``after`` (a message, or its position) bound the range, both exclusive;
         with ``after`` alone the first ``limit`` after it are returned.
         """
-        return await self._run(context_id, history.read, limit, before, after)
+        buffer = self._ready(context_id) if limit and before is None and after is None else None
+        found = history.last(buffer, limit, self._store.clock()) if buffer is not None and limit and limit > 0 else None
+        return found if found is not None else await self._run(context_id, history.read, limit, before, after)
 
     async def edit_message(
         self,

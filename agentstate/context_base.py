@@ -50,6 +50,8 @@ class ContextBase:
         self._principal = principal
         self._tenant = tenant
         self._frame = frame
+        # What serves a call without waiting for anything, in the usual case.
+        self._ready = frame.ready if frame is not None else _never
 
     @property
     def store(self) -> Store:
@@ -103,11 +105,6 @@ class ContextBase:
     def _joined(self, scope: StateScope) -> Frame | None:
         return self._frame if self._frame is not None else Frame.joined(self._store, scope)
 
-    def _ready(self, context_id: str) -> Buffer | None:
-        """Return the buffer that serves this call without waiting for anything, if there is one."""
-        frame = self._frame
-        return frame.ready(context_id) if frame is not None else None
-
     async def _run(self, context_id: str, operation: Callable[..., Awaitable[R]], *args: Any, **kwargs: Any) -> R:
         scope = self.scope_of(context_id)
         frame = self._joined(scope)
@@ -144,6 +141,10 @@ class ContextBase:
             lazy=True,
             principal=self._principal,
         )
+
+
+def _never(_context_id: str) -> Buffer | None:
+    return None
 
 
 async def _pause(tried: int) -> None:

@@ -11,6 +11,7 @@ import functools
 import time
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, TypeVar, overload
 
 from agentstate import codec
@@ -25,7 +26,8 @@ __all__ = ["ConversationState", "Message", "new_id", "utc_now_iso"]
 
 T = TypeVar("T")
 
-_REQUIRED: Final = frozenset({"id", "role", "content", "timestamp", "metadata"})
+_REQUIRED: Final = ("id", "role", "content", "timestamp", "metadata")
+_required_of: Final = itemgetter(*_REQUIRED)
 _ROLES: Final = {"agent": "assistant"}
 _SHOWN: Final = 60
 
@@ -133,35 +135,39 @@ class Message(_View):
         if id is not None:
             check_id(id, "message")
         data: dict[str, Any] = {
-            "id": id if id is not None else new_id(),
+            "id": new_id() if id is None else str.__str__(id),
             "role": _role(role),
-            "content": _content(content, beside_calls=bool(tool_calls)),
-            "timestamp": _iso(timestamp, now),
+            "content": content if type(content) is str else _content(content, beside_calls=bool(tool_calls)),
+            "timestamp": utc_now_iso(now) if timestamp is None and now is not None else _iso(timestamp, now),
             "metadata": {} if metadata is None else dict(metadata),
         }
         if tool_calls is not None:
             data["tool_calls"] = list(tool_calls)
-        for key, value in (("tool_call_id", tool_call_id), ("name", name)):
-            if value is not None:
-                data[key] = _text(key, value)
+        if tool_call_id is not None:
+            data["tool_call_id"] = _text("tool_call_id", tool_call_id)
+        if name is not None:
+            data["name"] = _text("name", name)
         if metadata or tool_calls is not None or type(content) is not str:
             data = _own(data)  # what can change is not the caller's any more
         return cls(data, 0, 0)
 
     @classmethod
-    def from_json(cls, data: dict[str, Any], seq: int = 0, position: int = 0) -> Message:
+    def from_json(cls, data: Any, seq: int = 0, position: int = 0) -> Message:
         """Return the message that was stored as ``data``, which it takes over.
 
         Raises:
             DamagedStateError: it is no message.
         """
-        if not ("role" in data and "content" in data and "timestamp" in data and "id" in data and "metadata" in data):
-            missing = ", ".join(sorted(_REQUIRED - data.keys()))
-            raise DamagedStateError(
-                f"Item {position} of a history is no message: it has no {missing}.",
-                remedy="Restore it from a backup, or truncate the history there.",
-            )
-        return cls(data, seq, position)
+        return cls.many_from_json((data,), (seq,), (position,))[0]
+
+    @classmethod
+    def many_from_json(cls, many: Sequence[Any], seqs: Sequence[int], positions: Sequence[int]) -> list[Message]:
+        """Return what `from_json` does for each."""
+        try:
+            list(map(_required_of, many))
+        except (KeyError, TypeError):
+            raise _no_message(many, positions) from None
+        return list(map(cls, many, seqs, positions))
 
     def to_bytes(self) -> bytes:
         """Return the fields as they are stored.
@@ -169,7 +175,9 @@ class Message(_View):
         Raises:
             UnsupportedValueError: one would not come back the same.
         """
-        return codec.encode(self._data)
+        data = self._data
+        plain = len(data) == len(_REQUIRED) and not data["metadata"] and type(data["content"]) is str
+        return codec.encode(data, exact=plain)
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as they are stored, in a dict of their own."""
@@ -200,6 +208,11 @@ class Message(_View):
     def position(self) -> int:
         """Its place in the log, 1 for the first; 0 until it is added."""
         return self._position
+
+    def field(self, name: str) -> Any:
+        """Return a field, ``None`` if it isn't there."""
+        value = self._data.get(name)
+        return value if type(value) is str else _own(value)
 
     def __getitem__(self, key: str) -> Any:
         return _own(self._data[key])
@@ -332,6 +345,15 @@ def _iso(timestamp: object, now: float | None) -> str:
     except (OSError, OverflowError, ValueError):
         pass
     raise _refusal("timestamp", timestamp, "Pass '2026-01-31T12:00:00+00:00', datetime.now(UTC) or seconds.")
+
+
+def _no_message(many: Sequence[Any], positions: Sequence[int]) -> DamagedStateError:
+    missing = [[name for name in _REQUIRED if type(data) is not dict or name not in data] for data in many]
+    position, names = next((at, names) for at, names in zip(positions, missing, strict=True) if names)
+    return DamagedStateError(
+        f"Item {position} of a history is no message: it has no {', '.join(names)}.",
+        remedy="Restore it from a backup, or truncate the history there.",
+    )
 
 
 def _refusal(key: str, value: object, remedy: str) -> UnsupportedValueError:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from agentstate import codec
 from agentstate.errors import ConflictError, UnsavedChangeError
 from agentstate.state.logbuffer import LogBuffer
-from agentstate.storage.protocol import ANY, KEEP, Append, Check, Entry, Increment, Keep, Part, Put, Snapshot, Stamp
+from agentstate.storage.protocol import ANY, KEEP, Check, Entry, Increment, Keep, Part, Put, Snapshot, Stamp
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -41,7 +41,6 @@ class Buffer:
 
     __slots__ = (
         "_absent",
-        "_decoded",
         "_handed",
         "_marks",
         "_reads",
@@ -74,7 +73,6 @@ class Buffer:
         self._reads: dict[At, Stamp | None] = {}
         self._absent: set[At] = set()
         self._handed: dict[At, tuple[Any, bytes]] = {}
-        self._decoded: dict[At, Any] = {}
         self._marks: dict[At, int] = {}
 
     # -- entries -----------------------------------------------------------------------------
@@ -90,10 +88,9 @@ class Buffer:
             below = self.parent.peek(at)
         else:
             below = self._stored(at)
-        delta = self.deltas.get(at)
-        if delta is None or isinstance(below, (bytes, _Missing)):
+        if at not in self.deltas or isinstance(below, (bytes, _Missing)):
             return below
-        return (below or 0) + delta
+        return (below or 0) + self.deltas[at]
 
     def _stored(self, at: At) -> bytes | int | _Missing | None:
         entry = self.snapshot.entries.get(at)
@@ -117,36 +114,36 @@ class Buffer:
     def get(self, at: At) -> Any:
         """Return the value of a loaded entry, `MISSING` when it is absent; the read is checked at commit."""
         self._note_read(at)
-        if at in self._handed:
-            return self._handed[at][0]
+        handed = self._handed.get(at)
+        if handed is not None:
+            return handed[0]
         data = self.peek(at)
-        assert not isinstance(data, _Missing)
-        if data is None:
-            return MISSING
-        if isinstance(data, int):
-            return data
+        if data is None or type(data) is int:
+            return MISSING if data is None else data
+        assert type(data) is bytes
         value = codec.decode(data)
         if codec.is_mutable(value):
             self._handed[at] = (value, data)
         return value
 
     def _note_read(self, at: At) -> None:
-        if at in self.written or self.cleared or at in self._reads:
+        if at in self._reads or at in self.written or self.cleared:
             return
-        root = self.root()
-        entry = root.snapshot.entries.get(at)
+        parent = self.parent
+        entry = (self if parent is None else self.root()).snapshot.entries.get(at)
         self._reads[at] = entry.stamp if entry is not None else None
-        if self.parent is not None:
-            self._marks[at] = id(self.parent.written.get(at))
+        if parent is not None:
+            self._marks[at] = id(parent.written.get(at))
 
     def put(self, at: At, value: Any, ttl: float | None = None) -> None:
         """Set an entry. Raises `UnsupportedValueError` when the value wouldn't come back the same."""
         data = codec.encode(value)
         self.written[at] = _Written(data, ttl)
-        self.deltas.pop(at, None)
+        if self.deltas:
+            self.deltas.pop(at, None)
         if codec.is_mutable(value):
             self._handed[at] = (value, data)
-        else:
+        elif self._handed:
             self._handed.pop(at, None)
 
     def delete(self, at: At) -> None:
@@ -340,22 +337,14 @@ class Buffer:
         if self.deltas:
             part.increments = [Increment(*at, by) for at, by in self.deltas.items()]
         for name, log in self.logs.items():
-            if log.changed:
-                part.cuts = [*part.cuts, *log.cuts(name)]
-                part.trims = [*part.trims, *log.trims(name)]
-                part.edits = [*part.edits, *log.edits(name)]
-                part.appends = [
-                    *part.appends, *(Append(name, one.id, one.value, one.ttl, one.unique) for one in log.pending)
-                ]  # fmt: skip
+            log.add_to(part, name)
         return part
 
     def _checks(self) -> list[Check]:
-        checks = [Check("entry", at[0], stamp, at[1]) for at, stamp in self._reads.items()]
-        sections = self.snapshot.sections
-        checks += [Check("section", name, sections.get(name)) for name in self.section_reads]
-        logs = self.snapshot.logs
-        return checks + [
-            Check("log", name, logs[name].stamp if name in logs else None)
-            for name, log in self.logs.items()
-            if log.was_read
-        ]
+        checks = [Check("entry", section, stamp, key) for (section, key), stamp in self._reads.items()]
+        checks.extend(Check("section", name, self.snapshot.sections.get(name)) for name in self.section_reads)
+        for name, log in self.logs.items():
+            if log.was_read:
+                stored = self.snapshot.logs.get(name)
+                checks.append(Check("log", name, stored.stamp if stored is not None else None))
+        return checks

@@ -6,12 +6,12 @@ is never used for another message. Messages that have expired read as absent.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from agentstate import codec
-from agentstate.errors import ContextNotFoundError, DamagedStateError
+from agentstate.errors import ContextNotFoundError
 from agentstate.models import Message
-from agentstate.state.logbuffer import Pending
+from agentstate.storage.protocol import Append
 
 if TYPE_CHECKING:
     from agentstate.scope import StateScope
@@ -41,7 +41,7 @@ async def add(frame: Frame, scope: StateScope, message: Message, *, ttl: float |
 
 def append(buffer: Buffer, message: Message, *, ttl: float | None, unique: bool) -> Message:
     """Append a message to a buffer that is ready for it."""
-    position = buffer.log(LOG).append(Pending(message.id, message.to_bytes(), ttl, unique))
+    position = buffer.log(LOG).append(Append(LOG, message.id, message.to_bytes(), ttl, unique))
     return message.at(0, position)
 
 
@@ -63,6 +63,17 @@ async def read(
     if start is not None and end is None:
         return await _first(frame, scope, start, limit)
     return await _last(frame, scope, start or 1, end, limit)
+
+
+def last(buffer: Buffer, limit: int, now: float) -> list[Message] | None:
+    """Return the last messages if nothing must be loaded for them, else ``None``."""
+    log = buffer.log(LOG)
+    items = log.tail(limit)
+    if items is None:
+        return None
+    found = decode_live(items, now)
+    # where some have expired, older ones take their places
+    return found if len(found) == limit or len(items) < limit else None
 
 
 async def _last(frame: Frame, scope: StateScope, start: int, end: int | None, limit: int) -> list[Message]:
@@ -88,21 +99,23 @@ async def _first(frame: Frame, scope: StateScope, start: int, limit: int) -> lis
 
 
 def _live(frame: Frame, items: list[LogItem]) -> list[Message]:
-    now = frame.turn.store.clock()
-    live = [item for item in items if item.value and (item.expires_at is None or item.expires_at > now)]
-    values = codec.decode_many([item.value for item in live])
-    return [_message(data, item) for data, item in zip(values, live, strict=True)]
+    return decode_live(items, frame.turn.store.clock())
+
+
+def decode_live(items: list[LogItem], now: float) -> list[Message]:
+    """Return the messages in log items, without those that have expired."""
+    if not items:
+        return []
+    seqs, positions, _, values, expiries = zip(*items, strict=True)
+    if b"" in values or expiries.count(None) < len(items):
+        live = [item for item in items if item.value and (item.expires_at is None or item.expires_at > now)]
+        return [decode(item) for item in live]
+    return Message.many_from_json(codec.decode_many(values), seqs, positions)
 
 
 def decode(item: LogItem) -> Message:
     """Return the message in a log item."""
-    return _message(codec.decode(item.value), item)
-
-
-def _message(data: Any, item: LogItem) -> Message:
-    if not isinstance(data, dict):
-        raise DamagedStateError(f"Item {item.position} of a history is no message.")
-    return Message.from_json(data, item.seq, item.position)  # pyright: ignore[reportUnknownArgumentType]
+    return Message.from_json(codec.decode(item.value), item.seq, item.position)
 
 
 async def edit(frame: Frame, scope: StateScope, place: int | Message, message: Message) -> Message:

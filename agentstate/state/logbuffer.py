@@ -8,21 +8,14 @@ them: `missing` says which, and the turn loads them.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from agentstate.storage.protocol import CutTail, EditItem, LogItem, LogView, TrimHead
+from agentstate.storage.protocol import CutTail, EditItem, LogItem, TrimHead
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-
-class Pending(NamedTuple):
-    """An item that this turn appended."""
-
-    id: str
-    value: bytes
-    ttl: float | None = None
-    unique: bool = False
+    from agentstate.storage.protocol import Append, LogView, Part
 
 
 @dataclass(slots=True)
@@ -41,10 +34,10 @@ class LogBuffer:
         self.view = view
         self.parent = parent
         self.loaded: list[LogItem] = list(view.items) if view is not None else []
-        self.pending: list[Pending] = []
+        self.pending: list[Append] = []
         self.was_read = False
-        self._origin = self.start, self.end = self._bounds()
         self._edits: dict[int, _Edit] = {}
+        self._origin = self.start, self.end = self._bounds()
 
     def _bounds(self) -> tuple[int, int]:
         if self.parent is not None:
@@ -59,7 +52,7 @@ class LogBuffer:
     @property
     def changed(self) -> bool:
         """Whether there is anything to commit."""
-        return bool(self.pending or self._edits) or (self.start, self.end) != self._origin
+        return bool(self.pending) or bool(self._edits) or (self.start, self.end) != self._origin
 
     # -- reading -----------------------------------------------------------------------------
 
@@ -94,6 +87,17 @@ class LogBuffer:
         own = self.pending[low:high]
         return found + [LogItem(0, self.end + low + n, one.id, one.value) for n, one in enumerate(own)]
 
+    def tail(self, count: int) -> list[LogItem] | None:
+        """Return the last items as this turn sees them, ``None`` when some must be loaded first."""
+        if self.parent is None and not self.changed:
+            loaded = self.loaded
+            if len(loaded) < count and len(loaded) < self.end - self.start:
+                return None
+            self.was_read = True
+            return loaded[-count:]
+        start, end = max(self.next_position - count, self.start), self.next_position
+        return self.items(start, end) if self.missing(start, end) is None else None
+
     def _stored(self, start: int, end: int) -> list[LogItem]:
         if self.parent is not None:
             return self.parent.items(start, end)
@@ -104,10 +108,11 @@ class LogBuffer:
 
     # -- changing ----------------------------------------------------------------------------
 
-    def append(self, one: Pending) -> int:
+    def append(self, one: Append) -> int:
         """Add an item; return its position."""
-        self.pending.append(one)
-        return self.next_position - 1
+        pending = self.pending
+        pending.append(one)
+        return self.end + len(pending) - 1
 
     def cut(self, position: int) -> None:
         """Remove the items at ``position`` and after."""
@@ -160,14 +165,12 @@ class LogBuffer:
         self.pending.extend(child.pending)
         self.was_read |= child.was_read
 
-    def cuts(self, name: str) -> list[CutTail]:
-        """Return the cut this turn made."""
-        return [CutTail(name, self.end)] if self.view is not None and self.end <= self.view.head else []
-
-    def trims(self, name: str) -> list[TrimHead]:
-        """Return the trim this turn made."""
-        return [TrimHead(name, self.start)] if self.view is not None and self.start > self.view.first else []
-
-    def edits(self, name: str) -> list[EditItem]:
-        """Return the edits this turn made."""
-        return [EditItem(name, at, edit.seq, edit.value) for at, edit in self._edits.items()]
+    def add_to(self, part: Part, name: str) -> None:
+        """Add what this turn changed to a part of a commit."""
+        view = self.view
+        if view is not None and (self._edits or (self.start, self.end) != self._origin):
+            part.cuts = [*part.cuts, *([CutTail(name, self.end)] if self.end <= view.head else [])]
+            part.trims = [*part.trims, *([TrimHead(name, self.start)] if self.start > view.first else [])]
+            part.edits = [*part.edits, *(EditItem(name, at, one.seq, one.value) for at, one in self._edits.items())]
+        if self.pending:
+            part.appends = [*part.appends, *self.pending]

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from agentstate.storage.protocol import Part
 
-WHO = ("handler", "turn", "actor", "reason", "correlation", "parent")
 RARE = ("delete", "increment", "cut", "trim", "edit")
 PLAIN_JSON = frozenset(b'{["-0123456789tfn')
 
@@ -45,24 +44,24 @@ def _orjson() -> Any:
 def encode_record(part: Part, origin: Origin, at: float) -> bytes:
     """Return the journal record of a part."""
     orjson = _orjson()
-    record: dict[str, Any] = {"at": at, "operation": origin.operation}
-    for name in WHO:
-        if text := getattr(origin, name):
-            record[name] = text
+    record: dict[str, Any] = {name: text for name, text in zip(Origin._fields, origin, strict=True) if text}
+    record["at"] = at
     if part.clear:
         record["clear"] = True
     if part.puts:
         values: dict[str, dict[str, Any]] = {}
-        for put in part.puts:
-            values.setdefault(put.section, {})[put.key] = _shown(put.value, orjson.Fragment)
+        for section, key, value, _ in part.puts:
+            values.setdefault(section, {})[key] = _shown(value, orjson.Fragment)
         record["set"] = values
     if part.appends:
-        record["append"] = [(one.log, one.id) for one in part.appends]
-    for name in RARE:
-        if changes := getattr(part, f"{name}s"):
-            # orjson refuses named tuples; an edit's new value stands in the log
-            record[name] = [tuple(change)[:3] for change in changes]
-    return bytes(orjson.dumps(record))
+        record["append"] = [one[:2] for one in part.appends]  # log and id
+    if part.deletes or part.increments or part.cuts or part.trims or part.edits:
+        for name in RARE:
+            if changes := getattr(part, f"{name}s"):
+                # orjson refuses named tuples; an edit's new value stands in the log
+                record[name] = [change[:3] for change in changes]
+    data: bytes = orjson.dumps(record)
+    return data
 
 
 def _shown(value: bytes, fragment: Callable[[bytes], Any]) -> Any:

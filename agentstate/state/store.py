@@ -270,22 +270,16 @@ class Store:
         except BaseException:
             await self.abandon(turn)
             raise
-        self._end(turn)
+        turn.close()
         if ticket is not None:
             orphan = self._line.leave(ticket, lease if hand_over else None)
             if orphan is not None:
                 self._give_back(orphan)
         return done
 
-    def _end(self, turn: Turn) -> None:
-        turn.closed = True
-        turn.frame.open = False
-        if turn.renewed is not None:
-            renewer.discard(turn.renewed)
-
     async def abandon(self, turn: Turn, failure: bytes | None = None) -> None:
         """End a turn without a commit. Carried through when the caller is cancelled."""
-        self._end(turn)
+        turn.close()
         if turn.ticket is not None:
             turn.ticket.lease = turn.lease
             await self._release(turn.ticket, failure)

@@ -13,9 +13,10 @@ turn's event loop; other threads reach it through a synchronous context.
 from __future__ import annotations
 
 import asyncio
-import time
 from contextvars import ContextVar
 from hashlib import blake2b
+from math import inf
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from agentstate.errors import (
@@ -28,6 +29,7 @@ from agentstate.errors import (
 )
 from agentstate.randomness import random_bits
 from agentstate.state.buffer import MISSING, Buffer
+from agentstate.state.renewal import renewer
 from agentstate.storage.protocol import Wants
 
 if TYPE_CHECKING:
@@ -111,8 +113,17 @@ class Turn:
         self.once_key: str | None = None
         self.messages = 0
         self.loop = asyncio.get_running_loop()
-        self.deadline = time.monotonic() + settings.turn_timeout
+        self.deadline = monotonic() + settings.turn_timeout
         self.frame = Frame(self, parent, {snapshot.scope: Buffer(snapshot)})
+
+    def close(self) -> None:
+        """End the turn: whoever still has it, or a frame of it, can't use it any more."""
+        self.closed = True
+        self.deadline = -inf
+        self.frame.open = False
+        self.frame = _ENDED  # the two hold each other, which only the garbage collector would notice
+        if self.renewed is not None:
+            renewer.discard(self.renewed)
 
     def check_open(self) -> None:
         """Raise unless the turn may still be used."""
@@ -122,7 +133,7 @@ class Turn:
                 scope=self.scope,
                 remedy="Don't keep the context after the handler; open a turn of its own for later work.",
             )
-        if time.monotonic() > self.deadline:
+        if monotonic() > self.deadline:
             raise TurnTimeoutError(
                 f"The turn of {self.scope} ran longer than {self.settings.turn_timeout:g} s.",
                 scope=self.scope,
@@ -223,9 +234,11 @@ class Frame:
         That is the usual case: a small state, read whole, in a turn that commits at its end.
         """
         turn = self.turn
-        if context_id != turn.context_id or not turn.plain or turn.lazy:
+        if not (turn.plain and self.open and context_id == turn.context_id):
             return None
-        self.check_open()
+        renewed = turn.renewed
+        if monotonic() > turn.deadline or (renewed is not None and renewed.lost):
+            self.check_open()
         buffer = self.buffers[turn.scope]
         return buffer if buffer.snapshot.complete else None
 
@@ -375,3 +388,7 @@ class Frame:
                 remedy="Commit in the outer handler.",
             )
         return await self.turn.store.commit_turn(self.turn, release=False)
+
+
+_ENDED = Frame.__new__(Frame)
+_ENDED.open, _ENDED.buffers, _ENDED.parent = False, {}, None

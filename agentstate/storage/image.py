@@ -21,7 +21,6 @@ from agentstate.storage.protocol import (
     MAX_LABELS,
     ONCE_COUNT,
     ONCE_SECONDS,
-    Check,
     Committed,
     Entry,
     JournalRecord,
@@ -65,8 +64,9 @@ class Log:
 
     def view(self, tail: int = 0) -> LogView:
         """Return the head with the last ``tail`` items."""
-        items = tuple(self.items[-tail:]) if tail > 0 else ()
-        return LogView(self.first, self.head, self.next_seq, self.stamp, self.size, items)
+        items = self.items
+        head = self.first + len(items) - 1
+        return LogView(self.first, head, self.next_seq, self.stamp, self.size, tuple(items[-tail:]) if tail > 0 else ())
 
     def slice(self, start: int, end: int) -> list[LogItem]:
         """Return the items with ``start <= position < end``."""
@@ -122,19 +122,19 @@ class Image:
 
     def snapshot(self, wants: Wants, now: float, once: str | None) -> Snapshot:
         """Return what was wanted of a live state."""
-        small = self.entry_bytes <= wants.inline_bytes
+        sections, keys, tails, inline_bytes = wants
+        small = self.entry_bytes <= inline_bytes
         chosen: dict[tuple[str, str], Entry] = {}
         if small:
             chosen = {
                 at: entry
                 for at, entry in self.entries.items()
-                if (wants.sections is None or at[0] in wants.sections)
-                and (entry.expires_at is None or entry.expires_at > now)
+                if (sections is None or at[0] in sections) and (entry.expires_at is None or entry.expires_at > now)
             }
-        if not small or wants.sections is not None:
-            asked = ((at, self.entry(*at, now)) for at in wants.keys)
+        if not small or sections is not None:
+            asked = ((at, self.entry(*at, now)) for at in keys)
             chosen |= {at: entry for at, entry in asked if entry is not None}
-        tails = dict(wants.tails)
+        wanted = dict(tails)
         return Snapshot(
             scope=self.scope,
             now=now,
@@ -149,7 +149,7 @@ class Image:
             entries=chosen,
             complete=small,
             sections=dict(self.sections),
-            logs={name: log.view(tails.get(name, 0)) for name, log in self.logs.items()},
+            logs={name: log.view(wanted.get(name, 0)) for name, log in self.logs.items()},
             entry_bytes=self.entry_bytes,
             once=self.known_once(once, now) if once is not None else None,
         )
@@ -171,11 +171,11 @@ class Image:
 
     # -- checking ------------------------------------------------------------------------
 
-    def validate(self, part: Part, now: float, *, alive: bool) -> None:
+    def validate(self, part: Part, now: float, *, alive: bool, once: OnceRecord | None = None) -> None:
         """Raise what forbids the part.
 
         Raises:
-            ConflictError: a condition doesn't hold.
+            ConflictError: a condition doesn't hold, or ``once`` is known already.
             UnsupportedValueError: an increment of what is no counter.
             ValueTooLargeError: a counter leaves 64 bits, or there are too many labels.
         """
@@ -190,29 +190,31 @@ class Image:
             )
         if not isinstance(part.base, Keep) and part.base != stamp:
             raise self._conflict(part.base, stamp, "the state")
-        for check in part.checks:
-            found = self._found(check, now) if alive else None
-            if found != check.stamp:
-                what = f"{check.name}/{check.key}" if check.kind == "entry" else check.name
-                raise self._conflict(check.stamp, found, what)
-        self._validate_edits(part, alive=alive)
+        for kind, name, expected, key in part.checks:
+            found = self._found(kind, name, key, now) if alive else None
+            if found != expected:
+                raise self._conflict(expected, found, f"{name}/{key}" if kind == "entry" else name)
+        if part.edits:
+            self._validate_edits(part, alive=alive)
         if part.increments:
             self._counters(part, now, alive=alive)
         if not isinstance(part.labels, Keep) and len(part.labels) > MAX_LABELS:
             raise ValueTooLargeError(f"{part.scope} takes at most {MAX_LABELS} labels.", scope=part.scope)
+        if once is not None and alive and self.known_once(once.key, now) is not None:
+            raise ConflictError(f"{once.key!r} is done already in {part.scope}.", scope=part.scope, what="once")
 
     def _conflict(self, expected: Stamp | None, found: Stamp | None, what: str) -> ConflictError:
         said = f"{what} of {self.scope} was {expected or 'absent'} when it was read and is {found or 'absent'} now."
         return ConflictError(said, scope=self.scope, expected=expected, found=found, what=what)
 
-    def _found(self, check: Check, now: float) -> Stamp | None:
-        if check.kind == "entry":
-            entry = self.entry(check.name, check.key, now)
-            return entry.stamp if entry else None
-        if check.kind == "section":
-            return self.sections.get(check.name)
-        log = self.logs.get(check.name)
-        return log.stamp if log else None
+    def _found(self, kind: str, name: str, key: str, now: float) -> Stamp | None:
+        if kind == "entry":
+            entry = self.entry(name, key, now)
+            return entry.stamp if entry is not None else None
+        if kind == "section":
+            return self.sections.get(name)
+        log = self.logs.get(name)
+        return log.stamp if log is not None else None
 
     def _validate_edits(self, part: Part, *, alive: bool) -> None:
         for edit in part.edits:
@@ -265,13 +267,14 @@ class Image:
         removed = self._shrink_logs(part, stamp) if part.cuts or part.trims or part.edits else {}
         self._change_entries(part, stamp, now, counters)
         ranges = self._append(part, stamp, now) if part.appends else {}
-        self._change_meta(part, now, created=self.birth == commit_id)
+        if not (part.owner is part.parent is part.labels is part.ttl is KEEP):
+            self._change_meta(part, now, created=self.birth == commit_id)
         self.commits.append(stamp)
         if once is not None:
             self._remember_once(once, now)
         if part.record is not None:
             self.journal.append(JournalRecord(stamp, now, part.record, ranges, removed))
-        touched = {name: self.logs[name].view() for name in {*ranges, *removed}}
+        touched = {name: self.logs[name].view() for name in (ranges | removed if removed else ranges)}
         return Committed(stamp, self.birth, touched, counters, self.expires_at)
 
     def _reset(self, now: float, commit_id: int) -> None:
@@ -317,8 +320,9 @@ class Image:
             if self._discard(at):
                 self.sections[at[0]] = stamp
         for section, key, value, ttl in part.puts:
-            self._discard((section, key))
-            self.entries[section, key] = Entry(value, stamp, None if ttl is None else now + ttl)
+            at = (section, key)
+            self._discard(at)
+            self.entries[at] = Entry(value, stamp, None if ttl is None else now + ttl)
             self.entry_bytes += len(key) + len(value)
             self.sections[section] = stamp
         for at, number in counters.items():
@@ -344,7 +348,8 @@ class Image:
             if unique and item_id in log.ids:
                 continue
             seq, log.next_seq = log.next_seq, log.next_seq + 1
-            log.items.append(LogItem(seq, log.head + 1, item_id, value, None if ttl is None else now + ttl))
+            items = log.items
+            items.append(LogItem(seq, log.first + len(items), item_id, value, None if ttl is None else now + ttl))
             log.size += len(value)
             log.stamp = stamp
             if unique:

@@ -2,20 +2,22 @@
 
 First come, first served. A waiter that neither waits nor asks for a second has gone and is
 skipped. Waiters may sit in different event loops and threads; each is woken in its own.
+The table has its owner's lock: `wait` takes it, the other calls are made while holding it, so
+that a turn is taken together with what is read under it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import threading
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from agentstate.errors import LeaseLostError
 from agentstate.storage.protocol import Holder, Lease, LeaseRequest
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Callable
 
     from agentstate.scope import StateScope
@@ -38,38 +40,40 @@ class _Waiter:
 
 @dataclass(slots=True)
 class _Turn:
-    nonce: int = 0
-    counter: int = 0
-    holder: str = ""
-    since: float = 0.0
-    until: float = 0.0
-    line: dict[int, _Waiter] = field(default_factory=dict[int, _Waiter])
+    nonce: int
+    counter: int
+    holder: str
+    since: float
+    until: float
+    line: dict[int, _Waiter]
 
 
 class LeaseTable:
     """The turns of one process."""
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self, clock: Callable[[], float], lock: threading.Lock) -> None:
         """Begin with nobody holding anything."""
         self._clock = clock
-        self._lock = threading.Lock()
+        self._lock = lock
         self._turns: dict[StateScope, _Turn] = {}
 
-    def take(self, scope: StateScope, request: LeaseRequest) -> tuple[Lease | None, Holder | None]:
+    def take(self, scope: StateScope, request: LeaseRequest, now: float) -> tuple[Lease | None, Holder | None]:
         """Take or renew the turn, or join the line and say who holds it."""
-        now = self._clock()
-        with self._lock:
-            turn = self._turns.setdefault(scope, _Turn())
-            free = turn.nonce == 0 or (turn.until <= now and turn.nonce != request.nonce)
-            if free and self._is_next(turn, request.nonce, now):
-                turn.line.pop(request.nonce, None)
-                turn.nonce, turn.counter = request.nonce, turn.counter + 1
-                turn.holder, turn.since = request.holder, now
-            elif turn.nonce != request.nonce:
-                turn.line.setdefault(request.nonce, _Waiter(now)).asked_at = now
-                return None, Holder(turn.holder, turn.since)
-            turn.until = now + request.seconds
-            return Lease(scope, turn.nonce, turn.counter, turn.until), None
+        nonce, seconds, holder = request
+        turn = self._turns.get(scope)
+        if turn is None:
+            self._turns[scope] = _Turn(nonce, 1, holder, now, now + seconds, {})
+            return Lease(scope, nonce, 1, now + seconds), None
+        free = turn.nonce == 0 or (turn.until <= now and turn.nonce != nonce)
+        if free and self._is_next(turn, nonce, now):
+            turn.line.pop(nonce, None)
+            turn.nonce, turn.counter = nonce, turn.counter + 1
+            turn.holder, turn.since = holder, now
+        elif turn.nonce != nonce:
+            turn.line.setdefault(nonce, _Waiter(now)).asked_at = now
+            return None, Holder(turn.holder, turn.since)
+        turn.until = now + seconds
+        return Lease(scope, nonce, turn.counter, turn.until), None
 
     def _is_next(self, turn: _Turn, nonce: int, now: float) -> bool:
         for waiting, waiter in list(turn.line.items()):
@@ -84,8 +88,8 @@ class LeaseTable:
         """Return when the turn may be free for this waiter, after ``seconds`` at the latest."""
         future = asyncio.get_running_loop().create_future()
         with self._lock:
-            turn = self._turns.setdefault(scope, _Turn())
-            if turn.nonce in (0, nonce) or turn.until <= self._clock():
+            turn = self._turns.get(scope)
+            if turn is None or turn.nonce in (0, nonce) or turn.until <= self._clock():
                 return
             waiter = turn.line.setdefault(nonce, _Waiter(self._clock()))
             waiter.future = future
@@ -98,36 +102,35 @@ class LeaseTable:
 
     def check(self, lease: Lease) -> None:
         """Raise `LeaseLostError` unless this holder is still the last one."""
-        with self._lock:
-            turn = self._turns.get(lease.scope)
-            if turn is None or turn.nonce != lease.nonce:
-                raise LeaseLostError(
-                    f"Another holder took the turn of {lease.scope}; nothing was stored.",
-                    scope=lease.scope,
-                    remedy="Run the handler again, and keep it shorter than its lease can be renewed.",
-                )
+        turn = self._turns.get(lease.scope)
+        if turn is None or turn.nonce != lease.nonce:
+            raise LeaseLostError(
+                f"Another holder took the turn of {lease.scope}; nothing was stored.",
+                scope=lease.scope,
+                remedy="Run the handler again, and keep it shorter than its lease can be renewed.",
+            )
 
     def renew(self, lease: Lease, seconds: float) -> bool:
         """Lengthen a lease, if it is still held."""
-        with self._lock:
-            turn = self._turns.get(lease.scope)
-            if turn is None or turn.nonce != lease.nonce:
-                return False
-            turn.until = self._clock() + seconds
-            return True
+        turn = self._turns.get(lease.scope)
+        if turn is None or turn.nonce != lease.nonce:
+            return False
+        turn.until = self._clock() + seconds
+        return True
 
     def leave(self, scope: StateScope, nonce: int) -> None:
         """Give the turn back, or leave the line."""
-        with self._lock:
-            turn = self._turns.get(scope)
-            if turn is None:
-                return
+        turn = self._turns.get(scope)
+        if turn is None:
+            return
+        if turn.line:
             turn.line.pop(nonce, None)
-            if turn.nonce == nonce:
-                turn.nonce = 0
-            if turn.nonce == 0 and turn.line:
+        if turn.nonce == nonce:
+            turn.nonce = 0
+        if turn.nonce == 0:
+            if turn.line:
                 next(iter(turn.line.values())).wake()
-            if turn.nonce == 0 and not turn.line:
+            else:
                 del self._turns[scope]
 
     def holder(self, scope: StateScope) -> Holder | None:

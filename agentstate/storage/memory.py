@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, ClassVar, Self
 
 from pydantic import BaseModel
 
-from agentstate.errors import ConflictError, StorageClosedError, UnsupportedError
+from agentstate.errors import StorageClosedError, UnsupportedError
 from agentstate.storage.image import Image
 from agentstate.storage.index import ScopeIndex
 from agentstate.storage.lease_table import LeaseTable
@@ -74,7 +74,7 @@ class MemoryStorage:
         self._failures: dict[StateScope, list[tuple[float, bytes]]] = defaultdict(list)
         self._feed: list[tuple[StateScope, Stamp | None, float]] = []
         self._feed_start = 0
-        self._leases = LeaseTable(clock)
+        self._leases = LeaseTable(clock, self._lock)
         self._closed = False
 
     @classmethod
@@ -101,7 +101,10 @@ class MemoryStorage:
 
     def _check_open(self) -> None:
         if self._closed:
-            raise StorageClosedError("This memory storage was closed.", remedy="Make a new one.")
+            raise self._was_closed()
+
+    def _was_closed(self) -> StorageClosedError:
+        return StorageClosedError("This memory storage was closed.", remedy="Make a new one.")
 
     # -- turns -----------------------------------------------------------------------------
 
@@ -115,14 +118,15 @@ class MemoryStorage:
         touch: float | None = None,
     ) -> Snapshot:
         """See `Storage.read`."""
-        self._check_open()
+        if self._closed:
+            raise self._was_closed()
         now = self._clock()
         held: Lease | None = None
-        if lease is not None:
-            held, holder = self._leases.take(scope, lease)
-            if held is None:
-                return Snapshot(scope=scope, now=now, holder=holder)
         with self._lock:
+            if lease is not None:
+                held, holder = self._leases.take(scope, lease, now)
+                if held is None:
+                    return Snapshot(scope=scope, now=now, holder=holder)
             image = self._images.get(scope)
             if image is None or not image.alive(now):
                 return Snapshot(scope=scope, now=now, lease=held)
@@ -156,49 +160,53 @@ class MemoryStorage:
         once: OnceRecord | None = None,
     ) -> tuple[Committed, ...]:
         """See `Storage.commit`."""
-        self._check_open()
+        if self._closed:
+            raise self._was_closed()
         if len(parts) > 1 and len({part.scope for part in parts}) != len(parts):
             raise UnsupportedError("A commit holds one part per scope.")
-        if lease is not None:
-            self._leases.check(lease)
         now = self._clock()
         with self._lock:
-            alive = [self._validate(part, now, lease, once if n == 0 else None) for n, part in enumerate(parts)]
-            done = tuple(
-                self._apply(part, commit_id, now, alive[n], once if n == 0 else None) for n, part in enumerate(parts)
-            )
-        if lease is not None and release:
-            self._leases.leave(lease.scope, lease.nonce)
-        return done
+            if lease is not None:
+                self._leases.check(lease)
+            checked: list[tuple[Part, Image, bool]] = []
+            for part in parts:
+                image, alive = self._image_of(part, now, lease)
+                image.validate(part, now, alive=alive, once=None if checked else once)
+                checked.append((part, image, alive))
+            done: list[Committed] = []
+            for part, image, alive in checked:
+                one = image.apply(part, commit_id, now, alive=alive, once=None if done else once)
+                self._note(image, one.stamp, now, alive=alive)
+                done.append(one)
+            if lease is not None and release:
+                self._leases.leave(lease.scope, lease.nonce)
+        return tuple(done)
 
-    def _validate(self, part: Part, now: float, lease: Lease | None, once: OnceRecord | None) -> bool:
+    def _image_of(self, part: Part, now: float, lease: Lease | None) -> tuple[Image, bool]:
+        """Return the state that a part is for, and whether it is alive: under its turn no state expires."""
         image = self._images.get(part.scope)
         if image is None:
-            image = Image(part.scope)
+            return Image(part.scope), False
+        if image.alive(now):
+            return image, True
         held = lease is not None and lease.scope == part.scope and part.birth == image.birth
-        alive = image.alive(now) or (held and image.stamp is not None)
-        image.validate(part, now, alive=alive)
-        if once is not None and alive and image.known_once(once.key, now) is not None:
-            raise ConflictError(f"{once.key!r} is done already in {part.scope}.", scope=part.scope, what="once")
-        return alive
+        return image, held and image.stamp is not None
 
-    def _apply(self, part: Part, commit_id: int, now: float, alive: bool, once: OnceRecord | None) -> Committed:
-        image = self._images.get(part.scope)
-        if image is None:
-            image = self._images[part.scope] = Image(part.scope)
-        done = image.apply(part, commit_id, now, alive=alive, once=once)
-        if done.stamp is None:
-            self._failures.pop(part.scope, None)
-        self._unlisted[part.scope] = image
-        if done.stamp is not None or alive:
-            self._add_to_feed(part.scope, done.stamp, now)
-        return done
+    def _note(self, image: Image, stamp: Stamp | None, now: float, *, alive: bool) -> None:
+        """Note that a commit made or changed a state, or dropped it (``stamp`` is ``None``)."""
+        scope = image.scope
+        self._images[scope] = self._unlisted[scope] = image
+        if stamp is None:
+            self._failures.pop(scope, None)
+        if stamp is not None or alive:
+            self._add_to_feed(scope, stamp, now)
 
     def _add_to_feed(self, scope: StateScope, stamp: Stamp | None, now: float) -> None:
-        self._feed.append((scope, stamp, now))
-        if len(self._feed) > FEED_LIMIT:
+        feed = self._feed
+        feed.append((scope, stamp, now))
+        if len(feed) > FEED_LIMIT:
             self._feed_start += FEED_LIMIT // 2
-            del self._feed[: FEED_LIMIT // 2]
+            del feed[: FEED_LIMIT // 2]
 
     async def leave(self, scope: StateScope, nonce: int, *, failure: bytes | None = None) -> None:
         """See `Storage.leave`."""
@@ -207,20 +215,21 @@ class MemoryStorage:
             with self._lock:
                 kept = [one for one in self._failures[scope] if one[0] > now - FAILURE_SECONDS]
                 self._failures[scope] = [*kept, (now, failure)][-FAILURE_COUNT:]
-        self._leases.leave(scope, nonce)
+        with self._lock:
+            self._leases.leave(scope, nonce)
 
     def renew(self, leases: Sequence[Lease], seconds: float) -> Sequence[bool]:
         """See `Storage.renew`."""
-        return [self._renew(lease, seconds) for lease in leases]
+        with self._lock:
+            return [self._renew(lease, seconds) for lease in leases]
 
     def _renew(self, lease: Lease, seconds: float) -> bool:
         if not self._leases.renew(lease, seconds):
             return False
-        with self._lock:
-            image, until = self._images.get(lease.scope), self._clock() + seconds
-            if image is not None and image.expires_at is not None and image.expires_at < until:
-                image.expires_at = until
-                self._unlisted[lease.scope] = image
+        image, until = self._images.get(lease.scope), self._clock() + seconds
+        if image is not None and image.expires_at is not None and image.expires_at < until:
+            image.expires_at = until
+            self._unlisted[lease.scope] = image
         return True
 
     # -- looking up ------------------------------------------------------------------------
@@ -323,9 +332,9 @@ class MemoryStorage:
 
     async def drop(self, scope: StateScope, *, stamp: Stamp | None = None) -> bool:
         """See `Storage.drop`."""
-        if self._leases.holder(scope) is not None:
-            return False
         with self._lock:
+            if self._leases.holder(scope) is not None:
+                return False
             image = self._live(scope)
             if image is None or (stamp is not None and image.stamp != stamp):
                 return False
