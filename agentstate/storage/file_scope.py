@@ -43,6 +43,7 @@ __all__ = [
     "check_format",
     "look",
     "look_at",
+    "segment_name",
 ]
 
 FORMAT: Final = 1
@@ -75,6 +76,11 @@ class SnapshotFile(NamedTuple):
     n: int = 0
     sum: str = ""
     archive: Archive | None = None
+
+
+def segment_name(base: int) -> str:
+    """Return how a log that begins after line ``base`` is named once it isn't the newest."""
+    return f"journal-{base:012d}.jsonl"
 
 
 def look(path: str) -> Seen | None:
@@ -173,6 +179,7 @@ class ScopeFiles:
         try:
             seen = look_at(descriptor)
             if seen.inode != self.seen.inode:
+                self._finish_old_log()
                 if not self._adopt(descriptor):
                     return False
             elif seen.size < self.end or (seen.size == self.seen.size and seen != self.seen):
@@ -290,6 +297,20 @@ class ScopeFiles:
         try:
             seen = look_at(descriptor)
             return seen, self.disk.read(descriptor, 0, seen.size if size is None else size)
+        finally:
+            self.disk.close(descriptor)
+
+    def _finish_old_log(self) -> None:
+        """Read the last lines of a log that was begun anew meanwhile, where it is still kept."""
+        assert self.seen is not None
+        try:
+            descriptor = self.disk.open(f"{self.path}/{segment_name(self.base)}", os.O_RDONLY)
+        except FileNotFoundError:
+            return
+        try:
+            seen = look_at(descriptor)
+            if seen.inode == self.seen.inode:
+                self._read_tail(descriptor, seen, locked=False)
         finally:
             self.disk.close(descriptor)
 

@@ -18,7 +18,15 @@ from typing import TYPE_CHECKING, Final
 import orjson
 
 from agentstate.storage.file_lines import Json, read_lines, seal
-from agentstate.storage.file_scope import FORMAT, HEADER_BYTES, ROTATE_BYTES, SnapshotFile, look, look_at
+from agentstate.storage.file_scope import (
+    FORMAT,
+    HEADER_BYTES,
+    ROTATE_BYTES,
+    SnapshotFile,
+    look,
+    look_at,
+    segment_name,
+)
 from agentstate.storage.file_snapshot import Archive, archived, encode_state, worth_rewriting
 from agentstate.storage.protocol import JOURNAL_COUNT
 
@@ -122,7 +130,7 @@ def rotate(files: ScopeFiles) -> None:
     disk = files.disk
     # It exists already, as the same file, when a crash came between this step and the next.
     with suppress(FileExistsError):
-        disk.link(files.log_path, f"{files.path}/journal-{files.base:012d}.jsonl")
+        disk.link(files.log_path, f"{files.path}/{segment_name(files.base)}")
     held = files.held
     assert held is not None
     line, after = seal(_header(files, held.image.version, held.records))
