@@ -118,6 +118,11 @@ class StatefulHandler(_Face, _Base):
         return self._self_own[0]
 
     @property
+    def injection(self) -> Injection:
+        """Which of its parameters are injected."""
+        return self._self_own[1]
+
+    @property
     def __func__(self) -> Any:
         # Of a bound method: frameworks read the signature there, and set it.
         return self._self_function
