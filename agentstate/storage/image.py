@@ -1,9 +1,8 @@
 """One state in memory: how a part of a commit changes it.
 
-The memory backend keeps images; the file backend rebuilds them from its log. Both apply a
-part by the same two steps, so they can't differ: `Image.validate` raises whatever there is
-to raise and changes nothing; `Image.apply` can't fail. Neither awaits, so whoever holds the
-image's lock has all-or-nothing.
+The memory backend keeps images; the file backend rebuilds them from its log. Both apply a part by
+the same two steps, so they can't differ: `Image.validate` raises whatever there is to raise and changes
+nothing; `Image.apply` can't fail. Neither awaits, so whoever holds the image's lock has all-or-nothing.
 """
 
 from __future__ import annotations
