@@ -85,7 +85,7 @@ class FileStorage:
             clock: returns seconds since the epoch.
             allow_network_fs: don't refuse a network file system. Right only for one process.
         """
-        path = Path(directory).absolute()
+        path = Path(os.path.abspath(directory))  # noqa: PTH100 - resolve() would follow links
         self.location = str(path)
         self.capabilities = Capabilities(
             durability="power" if durability == "full" else "process",
