@@ -29,7 +29,8 @@ from agentstate.storage.file_codec import (
 )
 from agentstate.storage.file_held import Held
 from agentstate.storage.file_lines import read_lines, seal
-from agentstate.storage.image import Image, Log
+from agentstate.storage.image import Image
+from agentstate.storage.image_log import Log
 from agentstate.storage.protocol import KNOWN_COMMITS, LogItem
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from agentstate.errors import ConflictError, UnsupportedValueError, ValueTooLargeError
+from agentstate.storage.image_log import Log
 from agentstate.storage.protocol import (
     ANY,
     JOURNAL_COUNT,
@@ -25,7 +26,6 @@ from agentstate.storage.protocol import (
     JournalRecord,
     Keep,
     LogItem,
-    LogView,
     OnceRecord,
     Part,
     ScopeInfo,
@@ -38,45 +38,6 @@ if TYPE_CHECKING:
     from agentstate.scope import StateScope
 
 COUNTER_LIMIT = 2**63
-
-
-@dataclass(slots=True)
-class Log:
-    """A log: ``items[i]`` has position ``first + i``.
-
-    ``settled`` is for backends that copy items away: an item at this position or before has
-    not been changed since the backend set it.
-    """
-
-    stamp: Stamp
-    first: int = 1
-    next_seq: int = 1
-    size: int = 0
-    items: list[LogItem] = field(default_factory=list[LogItem])
-    ids: dict[str, int] = field(default_factory=dict[str, int])
-    settled: int = 0
-
-    @property
-    def head(self) -> int:
-        """Position of the last item; ``first - 1`` when there is none."""
-        return self.first + len(self.items) - 1
-
-    def view(self, tail: int = 0) -> LogView:
-        """Return the head with the last ``tail`` items."""
-        items = self.items
-        head = self.first + len(items) - 1
-        return LogView(self.first, head, self.next_seq, self.stamp, self.size, tuple(items[-tail:]) if tail > 0 else ())
-
-    def slice(self, start: int, end: int) -> list[LogItem]:
-        """Return the items with ``start <= position < end``."""
-        return self.items[max(start - self.first, 0) : max(end - self.first, 0)]
-
-    def forget(self, gone: list[LogItem]) -> None:
-        """Take removed items out of the counts."""
-        for item in gone:
-            self.size -= len(item.value)
-            if self.ids.get(item.id) == item.seq:
-                del self.ids[item.id]
 
 
 @dataclass(slots=True)
