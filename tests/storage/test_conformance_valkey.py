@@ -19,6 +19,8 @@ LOSSES = (
     ("LPOP", "log:history"),
 )
 MESSES = (
+    ("HSET", "state", "bytes", "nonsense"),
+    ("HSET", "state", "version", "nonsense"),
     ("HSET", "state", "log:history", "nonsense"),
     ("HSET", "state", "commit", "nonsense"),
     ("HSET", "entries", "#variables/k2", "nonsense"),
