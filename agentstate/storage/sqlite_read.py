@@ -68,7 +68,7 @@ OUTCOME: Final = """
 SELECT j.version FROM scopes s JOIN journal j ON j.scope = s.number
     WHERE s.tenant = ?1 AND s.kind = ?2 AND s.id = ?3 AND j.commit_id = ?4
 UNION ALL SELECT j.version FROM tombstones t JOIN journal j ON j.scope = -t.number
-    WHERE t.tenant = ?1 AND t.kind = ?2 AND t.id = ?3 AND j.commit_id = ?4 AND j.version IS NOT NULL
+    WHERE t.tenant = ?1 AND t.kind = ?2 AND t.id = ?3 AND j.commit_id = ?4
 LIMIT 1"""
 FEED: Final = """
 SELECT j.place, coalesce(s.tenant, t.tenant), coalesce(s.kind, t.kind), coalesce(s.id, t.id),
@@ -270,6 +270,6 @@ def failures(connection: Connection, scope: StateScope, now: float) -> tuple[byt
 def feed(connection: Connection, after: str | None, limit: int) -> tuple[FeedItem, ...]:
     """Return commits in commit order."""
     return tuple(
-        FeedItem(str(place), scope_of(tenant, kind, name), None if version is None else Stamp(version, commit_id), at)
+        FeedItem(str(place), scope_of(tenant, kind, name), None if commit_id is None else Stamp(version, commit_id), at)
         for place, tenant, kind, name, version, commit_id, at in connection.execute(FEED, (int(after or 0), limit))
     )

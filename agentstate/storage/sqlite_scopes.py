@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Final
 
+from agentstate.storage.protocol import JOURNAL_COUNT
 from agentstate.storage.sqlite_rows import State, load
 
 if TYPE_CHECKING:
@@ -75,10 +76,15 @@ def bury(connection: Connection, state: State, now: float, *, dropped: bool) -> 
     connection.execute(
         "UPDATE journal SET scope = ?, record = NULL, ranges = NULL, removed = 0 WHERE scope = ?", (-tombstone, number)
     )
+    connection.execute(
+        "DELETE FROM journal WHERE scope = ? AND version <= ?", (-tombstone, state.version - JOURNAL_COUNT)
+    )
     connection.execute("DELETE FROM scopes WHERE number = ?", (number,))
     if dropped:
         forget_failures(connection, scope)
-        connection.execute("INSERT INTO journal(scope, at) VALUES(?, ?)", (-tombstone, now))
+        # A record without a commit of its own: the feed shows it as a drop.
+        row = (-tombstone, state.version, now)
+        connection.execute("INSERT INTO journal(scope, version, at) VALUES(?, ?, ?)", row)
 
 
 def forget_failures(connection: Connection, scope: StateScope) -> None:

@@ -182,6 +182,7 @@ class Sweep:
         log.first += first - start
 
     def _forget_old(self) -> None:
-        for (number,) in self._db.execute(OLD_TOMBSTONES, (self._now, self._limit)).fetchall():
+        few = self._limit // 10 + 1
+        for (number,) in self._db.execute(OLD_TOMBSTONES, (self._now, few)).fetchall():
             self._db.execute("DELETE FROM journal WHERE scope = ?", (-number,))
         self._db.execute(OLD_FAILURES, (self._limit, self._now - FAILURE_SECONDS))

@@ -169,11 +169,14 @@ class _Worker:
         elif loop in self._passes:
             self._passes[loop].append(job)
         else:
+            for closed in [one for one in self._passes if one.is_closed()]:
+                # It ended in the middle of a pass: what was asked for is done, turns are given back.
+                self._end_pass(closed)
             self._passes[loop] = [job]
             loop.call_soon(self._end_pass, loop)
 
     def _end_pass(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._put(self._passes.pop(loop))
+        self._put(self._passes.pop(loop, []))
 
     def _put(self, jobs: list[Job[Any, Any]]) -> None:
         self._queue.put(jobs)

@@ -240,6 +240,25 @@ class TestLife:
         assert [info.scope.id for info in listed.items] == ["t0", "t1", "t2", "t3", "u0", "u1", "u2"]
         asyncio.run(storage.close())
 
+    def test_a_loop_that_ends_in_the_middle_of_a_pass(self, path):
+        """What was asked for on a loop that was closed at once is done all the same, its turn given back."""
+        storage = SqliteStorage(path)
+        asyncio.run(put(storage))
+        loop = asyncio.new_event_loop()
+        found = loop.run_until_complete(storage.read(A, TURN, lease=LeaseRequest(5, 30.0, "x")))
+        storage._engine.reader._pace.together = 2
+        part = Part(scope=A, puts=[Put("variables", "k", b"2")])
+        commit = storage.commit([part], commit_id=2, lease=found.lease, release=True)
+        loop.call_soon(lambda: (loop.stop(), commit.send(None)))
+        loop.run_forever()
+        loop.close()
+        commit.close()
+        storage._engine.reader._pace.together = 2
+        asyncio.run(put(storage, StateScope.user("other")))
+        assert asyncio.run(value(storage)) == b"2"
+        assert asyncio.run(storage.read(A, TURN, lease=LeaseRequest(6, 30.0, "y"))).lease is not None
+        asyncio.run(storage.close())
+
     def test_capabilities(self, path):
         """It says what it is, as configured."""
         assert SqliteStorage(path).capabilities.durability == "power"

@@ -17,6 +17,7 @@ from agentstate.storage.protocol import (
     CutTail,
     OnceRecord,
     Part,
+    Put,
     ScopeQuery,
     TrimHead,
     Wants,
@@ -85,6 +86,14 @@ class TestRetention:
         assert [item.scope for item in await storage.feed(0, after=last)] == [A]
         await storage.close()
         assert len(rows(path, "SELECT * FROM tombstones")) <= 1
+
+    async def test_a_state_cleared_again_and_again_keeps_a_bounded_journal(self, storage, path):
+        """What remains of former incarnations in the feed is bounded, too."""
+        parts = [Part(scope=A, clear=True, puts=[Put("variables", "k", b"1")], record=b"r")] * (JOURNAL_COUNT + 50)
+        await asyncio.gather(*(storage.commit([part], commit_id=n + 1) for n, part in enumerate(parts)))
+        await storage.drop(A)
+        await storage.close()
+        assert rows(path, "SELECT count(*) FROM journal")[0][0] <= JOURNAL_COUNT + 1
 
     async def test_a_drop_leaves_no_bytes_of_it(self, storage, path):
         """What goes with a state goes from every table."""
