@@ -41,11 +41,12 @@ class Imported(NamedTuple):
 
 @dataclass(slots=True)
 class Whole:
-    """All of one conversation."""
+    """All of one conversation. ``scope`` is where it goes, if not to the conversation of its id."""
 
     head: Head
     entries: list[Entry] = field(default_factory=list[Entry])
     items: list[Item] = field(default_factory=list[Item])
+    scope: StateScope | None = None
 
     def add(self, record: Entry | Item) -> None:
         """Take a part of it."""
@@ -111,7 +112,7 @@ async def _wholes(path: Path) -> AsyncGenerator[Whole]:
 
 
 async def _store(context: ConversationContext, whole: Whole, on_existing: OnExisting, before: int) -> bool:
-    scope = context.scope_of(whole.head.id)
+    scope = whole.scope or context.scope_of(whole.head.id)
     if context.principal is not None and whole.head.owner not in (None, context.principal):
         raise not_found(scope)
     now = context.store.clock()

@@ -1,0 +1,1 @@
+"""Other systems' names and signatures over this core, so that code written for them runs here."""
