@@ -16,6 +16,7 @@ from agentstate.errors import (
     ContextIdError,
     ContextNotFoundError,
     ReadOnlyTurnError,
+    StorageUnavailableError,
     TurnClosedError,
     TurnError,
     TurnTimeoutError,
@@ -25,6 +26,7 @@ from agentstate.principal import principal
 from agentstate.scope import StateScope
 from agentstate.state.record import decode_record
 from agentstate.storage import registry
+from tests.servers import free_port
 
 from .conftest import answer, body, for_id, http, never, outside, start
 
@@ -503,6 +505,19 @@ async def test_settings_reach_the_turn(memory, stored):
     async with stored.turn("c-1"):
         with pytest.raises(TurnTimeoutError):
             await outside(answer(ASGIStateMiddleware(counting, storage=memory, wait=0.01), for_id()))
+
+
+@pytest.mark.parametrize("declared", [False, True])
+async def test_an_unreachable_storage(declared):
+    """Without its storage a request fails, unless it was declared to run without."""
+    storage = registry.create("valkey", {"url": f"valkey://127.0.0.1:{free_port()}", "key_prefix": "test:"})
+    app = ASGIStateMiddleware(counting, storage=storage, on_unavailable="run_without" if declared else "raise")
+    if declared:
+        assert (await answer(app, for_id()))[1]["body"] == b"1"
+    else:
+        with pytest.raises(StorageUnavailableError):
+            await answer(app, for_id())
+    await storage.close()
 
 
 async def test_ids_come_from_headers_or_key_never_from_the_url(memory, stored):

@@ -77,6 +77,26 @@ async def test_the_reply_waits_for_the_commit(wired, stored):
     assert seen == [("http.response.start", 1), ("http.response.body", 1)]
 
 
+async def test_synchronous_endpoints_reach_it_through_a_handler(wired, memory, stored):
+    """An endpoint without async runs in a thread; a synchronous handler that it calls is in the request's turn."""
+    app, dependency = wired
+
+    @agentstate.stateful(storage=memory)
+    def handler(task, context, context_id):
+        return context.increment(context_id, "n")
+
+    async def before(here: Annotated[Conversation, Depends(dependency)]) -> None:
+        await here.set("n", 10)
+
+    @app.post("/")
+    def endpoint(_: Annotated[None, Depends(before)]) -> int:
+        return handler({"context_id": "c-1"})
+
+    async with asyncio.timeout(10):
+        assert (await ask(app, "/")).json() == 11
+    assert (await stored.get("c-1")).version == 1
+
+
 @pytest.mark.parametrize("how", ["HTTPException", "another"])
 async def test_an_exception_rolls_back(wired, stored, how):
     """What an endpoint raises leaves nothing, where the exception is what ends the request."""
