@@ -72,6 +72,7 @@ class RequestContext(ConversationContext):
         self._choose = choose
         self.late = LateTurn()
         self._own_frame: Frame | None = None
+        self._scope: StateScope | None = None
         self.here = Conversation(self, THIS)
         self.per_call = False
         self.chosen: Chosen | None = None
@@ -91,14 +92,16 @@ class RequestContext(ConversationContext):
                         "This client's session is new or has ended, and its response has begun without a cookie.",
                         remedy="Use the conversation once before the response begins.",
                     )
+                self._scope = StateScope.conversation(chosen.id)
                 self.chosen = chosen
                 self.here.id = chosen.id
         return self.chosen
 
     async def _own(self, context_id: str) -> str:
         """Return the id that is meant; the request's turn is taken on the way, where it is to have one."""
-        chosen = await self.choose()
-        scope = StateScope.conversation(chosen.id)
+        chosen = self.chosen or await self.choose()
+        scope = self._scope
+        assert scope is not None
         if not self.per_call and Frame.joined(self._store, scope) is None:
             request = Request(
                 scope,
@@ -112,9 +115,9 @@ class RequestContext(ConversationContext):
         return chosen.id if context_id == THIS else context_id
 
     def _joined(self, scope: StateScope) -> Frame | None:
-        if self.per_call or self.chosen is None:
+        if self.per_call or self._scope is None:
             return Frame.joined(self._store, scope)
-        return Frame.joined(self._store, StateScope.conversation(self.chosen.id)) or self._own_frame
+        return Frame.joined(self._store, self._scope) or self._own_frame
 
     async def _run(self, context_id: str, operation: Callable[..., Awaitable[R]], *args: Any, **kwargs: Any) -> R:
         return await super()._run(await self._own(context_id), operation, *args, **kwargs)
@@ -125,7 +128,7 @@ class RequestContext(ConversationContext):
 
     async def commit(self) -> None:
         """Publish what the turn here has changed so far, and go on."""
-        frame = None if self.chosen is None else self._joined(StateScope.conversation(self.chosen.id))
+        frame = None if self._scope is None else self._joined(self._scope)
         if frame is not None:
             await frame.commit()
 
