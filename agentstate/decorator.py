@@ -50,6 +50,8 @@ else:
 class _Face:
     """What both kinds of handler have in common."""
 
+    __slots__ = ()
+
     if TYPE_CHECKING:
 
         @property
@@ -231,9 +233,13 @@ def _decorate(
     return handler
 
 
+def _is_stateful(func: Any) -> bool:
+    return isinstance(getattr(func, "__func__", func), StatefulHandler)
+
+
 def _as_function(func: Any) -> tuple[Any, str]:
     """Return a handler as a function or method, and its name; an object that is called is its method."""
-    if isinstance(func, (StatefulHandler, BoundHandler)):
+    if _is_stateful(func):
         raise HandlerSignatureError(f"{func.__qualname__} has state already.", remedy="Decorate it once.")
     if not callable(func) or isinstance(func, type):
         raise HandlerSignatureError(f"{func!r} is no function.", remedy="Put @stateful on a function or method.")
@@ -353,7 +359,7 @@ def apply_state(registry: MutableMapping[str, Callable[..., Any]], **arguments: 
     named = {name for block in config.current().blocks() for name in block.names}
     applied: list[str] = []
     for name, handler in list(registry.items()):
-        if name not in named or isinstance(handler, (StatefulHandler, BoundHandler)):
+        if name not in named or _is_stateful(handler):
             continue
         wrapped = _decorate(handler, {**arguments, "name": name}, required=False)
         if wrapped.binding.effective().settings.enabled:
