@@ -14,7 +14,7 @@ processes whoever has the scope's lock.
 from __future__ import annotations
 
 import logging
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -104,26 +104,37 @@ def _store(root: Root, files: ScopeFiles, writes: Sequence[Write[Any]]) -> list[
     failed = _append(root, files, ops) if ops else None
     if failed is None:
         if told and (not ops or _announce(root, files, ops)):
-            root.unmark(files.name)
+            _unmark(root, files)
         return outcomes
     files.forget()
     if told and not failed.undecided:
-        root.unmark(files.name)
+        _unmark(root, files)
     pairs = zip(writes, outcomes, strict=True)
     return [outcome if outcome.error else Outcome(error=failed.error_of(write, files)) for write, outcome in pairs]
 
 
 def _mark(root: Root, files: ScopeFiles) -> bool:
     """Mark the scope, and return whether the feed knows all of it so far."""
+    told = True
     with root.reading(files):
-        if not root.mark(files.name):
-            return True
-        try:
-            announce_missing(root, files)
-        except OSError:
-            log.warning("the feed can't be told of %s; it will be told later", files.scope, exc_info=True)
-            return False
-        return True
+        # Lines that weren't written here may be those of a writer that died before it told the feed.
+        if files.told != files.n and root.marks.left(files.name):
+            try:
+                announce_missing(root, files)
+            except OSError:
+                log.warning("the feed can't be told of %s; it will be told later", files.scope, exc_info=True)
+                told = False
+        if told:
+            files.told = files.n
+        root.marks.mark(files.name)
+    return told
+
+
+def _unmark(root: Root, files: ScopeFiles) -> None:
+    # A mark that stays costs the next writer a look, no more.
+    with suppress(OSError):
+        root.marks.unmark(files.name)
+    files.told = files.n
 
 
 def _make(files: ScopeFiles, held: Held, writes: Sequence[Write[Any]], now: float) -> tuple[list[Outcome], list[Json]]:

@@ -36,14 +36,6 @@ class Disk:
             raise OSError(errno.ELOOP, "not a plain file", path)
         return descriptor
 
-    def make_mark(self, path: str) -> None:
-        """Make an empty file that wasn't there.
-
-        Raises:
-            FileExistsError: it was.
-        """
-        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | FLAGS, 0o600))
-
     def close(self, descriptor: int) -> None:
         """Close a file."""
         os.close(descriptor)
@@ -65,6 +57,10 @@ class Disk:
         done = os.write(descriptor, data)
         while done < len(data):
             done += os.write(descriptor, data[done:])
+
+    def write_at(self, descriptor: int, data: bytes, start: int) -> None:
+        """Write a few bytes at a place that doesn't cross a page's border."""
+        os.pwrite(descriptor, data, start)
 
     def sync(self, descriptor: int) -> None:
         """Return when what was written has reached the disk itself."""

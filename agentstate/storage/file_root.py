@@ -6,7 +6,7 @@
     boot           during which boot of the machine the feed was last known to be complete
     scopes/ab/cd/  one directory per scope, named by a hash of its address
     feed.jsonl     all commits in their order
-    inflight/      a mark for every scope that is being written
+    inflight/      which scopes are being written, one file for each open store
     locks/         turns, and the locks of writers
     quarantine/    copies of what was found damaged
     trash/         scopes being removed
@@ -31,6 +31,7 @@ import orjson
 from agentstate.errors import DamagedStateError, StorageAccessError, StorageError, StorageUnavailableError
 from agentstate.storage.file_feed import Feed
 from agentstate.storage.file_lines import read_lines, seal
+from agentstate.storage.file_marks import Marks
 from agentstate.storage.file_scope import FORMAT, Inconsistent, ScopeFiles, check_format
 from agentstate.storage.oserrors import from_os_error
 from agentstate.storage.oslock import MachineLocks
@@ -71,7 +72,7 @@ class Root:
         self.synced = synced
         self.clock = clock
         self.feed = Feed(self.path("feed.jsonl"), disk)
-        self._inflight = self.path("inflight")
+        self.marks = Marks(self.path("inflight"), disk)
         self._allow_network_fs = allow_network_fs
         self._locks: MachineLocks | None = None
         self._long_feed = False
@@ -171,8 +172,9 @@ class Root:
             self.disk.close(descriptor)
 
     def close(self) -> None:
-        """Give back the turns, and close the feed."""
+        """Give back the turns, and close the files."""
         self.feed.close()
+        self.marks.close()
         if self._locks is not None:
             self._locks.close()
 
@@ -257,26 +259,6 @@ class Root:
             log.exception("%s could not be copied to quarantine", path)
             return None
         return str(target)
-
-    # -- marks -----------------------------------------------------------------------------
-
-    def mark(self, name: str) -> bool:
-        """Note that a scope is being written; return whether that was noted already, by one that died."""
-        try:
-            self.disk.make_mark(f"{self._inflight}/{name}")
-        except FileExistsError:
-            return True
-        return False
-
-    def unmark(self, name: str) -> None:
-        """Note that a scope's write is in the feed."""
-        # A mark that stays costs the next writer a look, no more.
-        with suppress(OSError):
-            self.disk.unlink(f"{self._inflight}/{name}")
-
-    def marks(self) -> list[str]:
-        """Return the names of scopes that are being written, or were when their writer died."""
-        return [found.name for found in os.scandir(self.path("inflight"))]
 
     # -- the feed --------------------------------------------------------------------------
 

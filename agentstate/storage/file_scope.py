@@ -105,6 +105,7 @@ class ScopeFiles:
         name: of the directory.
         held: the state as far as it was read, ``None`` when that has to be done anew.
         n: number of the last line applied to it; the log begins after line ``base``.
+        told: the feed knows the lines up to this number, as far as is known here.
         sum: digest of the log's last line.
         end: where that line ends.
         seen: what the log was when it was last read or written, ``None`` when there was none.
@@ -126,7 +127,7 @@ class ScopeFiles:
     def forget(self) -> None:
         """Let go of the image; the next refresh reads everything."""
         self.held: Held | None = None
-        self.n = self.base = self.end = 0
+        self.n = self.base = self.end = self.told = 0
         self.sum = ""
         self.snapshot = SnapshotFile()
         self.seen: Seen | None = None

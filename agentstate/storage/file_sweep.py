@@ -38,8 +38,7 @@ log = logging.getLogger("agentstate.storage")
 
 def complete(root: Root) -> None:
     """Bring the feed up to date: tell it what writers that died didn't, and rebuild it if it is damaged."""
-    for name in root.marks():
-        _complete_one(root, name, seconds=-1.0)
+    _complete_marked(root, seconds=-1.0)
     with root.translated("read the feed", root.feed.path):
         try:
             root.feed.refresh()
@@ -89,12 +88,18 @@ def reconcile(root: Root) -> None:
     for name, (scope, _) in known.items():
         if name not in there:
             root.tell(farewell(scope))
-    for name in root.marks():
-        _complete_one(root, name, seconds=WRITE_SECONDS)
+    _complete_marked(root, seconds=WRITE_SECONDS)
 
 
-def _complete_one(root: Root, name: str, *, seconds: float) -> None:
-    """Tell the feed what it doesn't know of one scope, unless somebody is writing it just now."""
+def _complete_marked(root: Root, *, seconds: float) -> None:
+    names = root.marks.names()
+    told = [name for name in names if _complete_one(root, name, seconds=seconds)]
+    with root.translated("tidy up", root.path("inflight")):
+        root.marks.bury(told)
+
+
+def _complete_one(root: Root, name: str, *, seconds: float) -> bool:
+    """Tell the feed what it doesn't know of one scope; return whether it knows all, or never will."""
     try:
         with root.writing(name, seconds), root.translated("read the state", root.scope_path(name)):
             scope = _scope_of(root, name)
@@ -104,14 +109,17 @@ def _complete_one(root: Root, name: str, *, seconds: float) -> None:
                 files = root.files(scope)
                 root.locked(files)
                 announce_missing(root, files)
-            root.unmark(name)
+            root.marks.unmark(name)
     except StorageUnavailableError:
-        return
+        # Somebody is writing it just now.
+        return False
     except DamagedStateError:
         # It was reported, and is again to whoever asks for this state.
-        root.unmark(name)
+        return True
     except StateError:
         log.warning("the feed can't be told of %s", root.scope_path(name), exc_info=True)
+        return False
+    return True
 
 
 def _scope_of(root: Root, name: str) -> StateScope | None:
@@ -194,10 +202,10 @@ def _set_due(root: Root, files: ScopeFiles) -> None:
 
 def _remove(root: Root, name: str, scope: StateScope) -> None:
     trash = root.path("trash", f"{name}-{secrets.token_hex(6)}")
-    root.mark(name)
+    root.marks.mark(name)
     # There may be no directory: then only the feed still knows of it.
     with suppress(FileNotFoundError):
         root.disk.rename(root.scope_path(name), trash)
     root.tell(farewell(scope))
-    root.unmark(name)
+    root.marks.unmark(name)
     shutil.rmtree(trash, ignore_errors=True)

@@ -92,11 +92,11 @@ async def look(directory):
     listed = {info.scope: info.stamp for info in (await storage.scopes(ScopeQuery())).items}
     assert listed == {one.scope: one.stamp for one in found if one.stamp}, listed
     feed = await storage.feed(0)
-    assert not [*os.scandir(f"{directory}/inflight"), *os.scandir(f"{directory}/quarantine")]
     # It goes on from there.
     done = await storage.commit([Part(scope=A, puts=[Put("variables", "n", b"0")])], commit_id=999)
     assert not versions[0] or done[0].stamp.version == versions[0] + 1
     await storage.close()
+    assert not [*os.scandir(f"{directory}/inflight"), *os.scandir(f"{directory}/quarantine")]
     return (*versions, [(item.scope.id, item.stamp.commit_id if item.stamp else None) for item in feed])
 
 

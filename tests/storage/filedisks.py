@@ -5,7 +5,7 @@ import os
 
 from agentstate.storage.file_disk import Disk
 
-STEPS = ("write", "sync", "sync_directory", "truncate", "rename", "link", "unlink", "make_directory", "make_mark")
+STEPS = ("write", "sync", "sync_directory", "truncate", "rename", "link", "unlink", "make_directory", "write_at")
 
 
 class SteppedDisk(Disk):
@@ -48,7 +48,7 @@ class CountingDisk(UnsyncedDisk):
 
     def step(self, name, *arguments):
         self.steps += 1
-        if name == "write":
+        if name in ("write", "write_at"):
             self.written += len(arguments[1])
         elif name in ("sync", "sync_directory"):
             self.syncs += 1

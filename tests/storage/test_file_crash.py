@@ -102,8 +102,8 @@ async def test_killed_beside_another(tmp_path):
         told = [item.stamp.version for item in feed if item.scope == scope]
         # The feed was compacted meanwhile; from where it begins it has no gap.
         assert told == list(range(told[0], count + 1))
-    assert not list((tmp_path / "inflight").iterdir())
     await storage.close()
+    assert not list((tmp_path / "inflight").iterdir())
     again = FileStorage(tmp_path)
     assert (await again.read(SCOPES[0], Wants())).stamp == listed[SCOPES[0]]
     await again.close()

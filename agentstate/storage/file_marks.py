@@ -1,0 +1,133 @@
+"""Which scopes are being written: what tells a crash between a commit and its line in the feed.
+
+Each open store has a file of its own in ``inflight``, locked for as long as it is open, in which
+it writes the names of the scopes it is writing, 64 bytes each. Setting and clearing a mark is
+one small write that needs no new blocks. A mark whose writer died stays, and says whom the
+feed may not have been told of. Blocks: for worker threads, any number at once.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import threading
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
+
+    from agentstate.storage.file_disk import Disk
+
+__all__ = ["Marks"]
+
+SLOT: Final = 64
+NAME: Final = 40
+
+_inherited: set[int] = set()
+
+
+class Marks:
+    """The marks of one store: those set here, and those found in others' files."""
+
+    def __init__(self, directory: str, disk: Disk) -> None:
+        """Name the directory; the file is made with the first mark."""
+        self._directory = directory
+        self._disk = disk
+        self._lock = threading.Lock()
+        self._descriptor = -1
+        self._file = ""
+        self._slots: dict[str, int] = {}
+        self._free: list[int] = []
+
+    def mark(self, name: str) -> None:
+        """Note that a scope is being written."""
+        with self._lock:
+            if self._descriptor < 0:
+                self._make()
+            if name not in self._slots:
+                slot = self._free.pop() if self._free else len(self._slots)
+                self._disk.write_at(self._descriptor, name.encode(), slot * SLOT)
+                self._slots[name] = slot
+
+    def unmark(self, name: str) -> None:
+        """Note that the feed knows all of a scope."""
+        with self._lock:
+            slot = self._slots.get(name)
+            if slot is not None:
+                self._disk.write_at(self._descriptor, b" " * NAME, slot * SLOT)
+                del self._slots[name]
+                self._free.append(slot)
+
+    def left(self, name: str) -> bool:
+        """Return whether somebody left a mark on a scope whose lock the caller holds."""
+        return name in self._slots or any(name in names for _, names in self._others())
+
+    def names(self) -> set[str]:
+        """Return the scopes that are being written, or were when their writer died."""
+        with self._lock:
+            found = set(self._slots)
+        return found.union(*(names for _, names in self._others()))
+
+    def bury(self, told: Collection[str]) -> None:
+        """Remove the files of stores that died, where the feed was told of all that they were writing."""
+        for path, _ in self._others():
+            try:
+                descriptor = self._disk.open(path, os.O_RDWR)
+            except FileNotFoundError:
+                continue
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if _names(self._disk.read(descriptor, 0, os.fstat(descriptor).st_size)) <= set(told):
+                    self._disk.unlink(path)
+            except BlockingIOError:
+                pass
+            finally:
+                self._disk.close(descriptor)
+
+    def close(self) -> None:
+        """Remove the file, unless a mark has to stay."""
+        with self._lock:
+            if self._descriptor < 0:
+                return
+            if not self._slots:
+                with suppress(OSError):
+                    self._disk.unlink(self._file)
+            _inherited.discard(self._descriptor)
+            self._disk.close(self._descriptor)
+            self._descriptor = -1
+
+    def _make(self) -> None:
+        path = os.path.join(self._directory, f"{os.getpid()}-{os.urandom(6).hex()}")  # noqa: PTH118 - strings go on
+        descriptor = self._disk.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+        _inherited.add(descriptor)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        self._descriptor, self._file = descriptor, path
+
+    def _others(self) -> Iterator[tuple[str, set[str]]]:
+        for found in os.scandir(self._directory):
+            if found.path == self._file:
+                continue
+            try:
+                descriptor = self._disk.open(found.path, os.O_RDONLY)
+            except FileNotFoundError:
+                continue
+            try:
+                yield found.path, _names(self._disk.read(descriptor, 0, os.fstat(descriptor).st_size))
+            finally:
+                self._disk.close(descriptor)
+
+
+def _names(data: bytes) -> set[str]:
+    slots = (data[at : at + NAME] for at in range(0, len(data), SLOT))
+    return {slot.decode() for slot in slots if len(slot) == NAME and slot.isalnum()}
+
+
+def _forked() -> None:
+    """In a forked child: close what would keep its parent's marks looking alive."""
+    for descriptor in _inherited:
+        os.close(descriptor)
+    _inherited.clear()
+
+
+os.register_at_fork(after_in_child=_forked)
