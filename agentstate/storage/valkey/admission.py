@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from agentstate.errors import ConfigError, NewerFormatError
+from agentstate.errors import ConfigError, NewerFormatError, UnsupportedError
 from agentstate.storage.valkey.decode import record_of
 from agentstate.storage.valkey.faults import ServerError, from_server
 from agentstate.storage.valkey.keys import PARTITIONS, store_key
@@ -31,8 +31,10 @@ async def admit(here: LoopConnections, options: ValkeyOptions) -> Admission:
 
     Raises:
         NewerFormatError: a newer release wrote this store.
+        UnsupportedError: the server is part of a cluster.
         ConfigError: the server may forget what it acknowledged, and that wasn't allowed.
     """
+    await _check_alone(here, options)
     settings = await _settings(here)
     _check_eviction(settings, options)
     synced = settings.get("appendonly") == "yes" and settings.get("appendfsync") == "always"
@@ -44,6 +46,12 @@ async def admit(here: LoopConnections, options: ValkeyOptions) -> Admission:
         )
     partitions = await _partitions(here, options)
     return Admission(partitions, synced or (options.durability == "full" and not settings))
+
+
+async def _check_alone(here: LoopConnections, options: ValkeyOptions) -> None:
+    (reply,) = await here.ask_all([("INFO", "cluster")], errors=True)
+    if isinstance(reply, bytes) and b"cluster_enabled:1" in reply:
+        raise UnsupportedError(f"{options.location} is part of a cluster.", remedy="Use a server that stands alone.")
 
 
 async def _settings(here: LoopConnections) -> dict[str, str]:

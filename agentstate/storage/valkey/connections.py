@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import AsyncGenerator, Iterable
 
+    from agentstate.scope import StateScope
     from agentstate.storage.valkey.options import ValkeyOptions
     from agentstate.storage.valkey.scripts import Script
 
@@ -179,11 +180,17 @@ class LoopConnections:
 
 
 class Connections:
-    """The sets of one storage."""
+    """The sets of one storage, and what it holds on the server.
+
+    Attributes:
+        link: the blocking connection.
+        held: the turns that were taken, by nonce, to be given back when the storage is closed.
+    """
 
     def __init__(self, options: ValkeyOptions) -> None:
         """Begin without any."""
         self.link = BlockingLink(options)
+        self.held: dict[int, StateScope] = {}
         self._options = options
         self._tls: ssl.SSLContext | None = None
         self._ready = False
@@ -241,6 +248,7 @@ class Connections:
         """Drop what a forked child inherited."""
         self._lock = threading.Lock()
         self.link.forget_inherited()
+        self.held.clear()
         for one in self._sets.values():
             one.close_sockets()
         _inherited.append(self._sets)

@@ -135,11 +135,13 @@ def entry_of(value: bytes, about: bytes, now: float) -> Entry | None:
 
 def _entries(flat: list[bytes], wants: Wants, now: float) -> dict[tuple[str, str], Entry]:
     values = record_of(flat)
+    left = len(values)
     wanted = None if wants.sections is None else {*wants.sections}
     found: dict[tuple[str, str], Entry] = {}
     for field, about in values.items():
         if field[:1] != b"#":
             continue
+        left -= 2
         section, _, key = field[1:].partition(b"/")
         at = (plain_name(section), key.decode())
         if wanted is not None and at[0] not in wanted and at not in wants.keys:
@@ -147,6 +149,8 @@ def _entries(flat: list[bytes], wants: Wants, now: float) -> dict[tuple[str, str
         entry = entry_of(values[field[1:]], about, now)
         if entry is not None:
             found[at] = entry
+    if left:
+        raise ValueError("an entry lacks its value or its stamp")
     return found
 
 

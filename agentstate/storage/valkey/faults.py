@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from agentstate.errors import (
     ConfigError,
+    DamagedStateError,
     StateError,
     StorageAccessError,
     StorageError,
@@ -63,11 +64,14 @@ _MEANINGS: tuple[tuple[str, type[StateError], str], ...] = (
     ("MASTERDOWN ", StorageUnavailableError, "Bring the primary of this replica back, or name another server."),
     ("BUSY ", StorageUnavailableError, "Another script keeps the server busy; end it with SCRIPT KILL."),
     ("NOREPLICAS ", StorageUnavailableError, "The server demands more replicas than it has; start them."),
+    ("CLUSTERDOWN ", StorageUnavailableError, CLUSTER),
     ("MISCONF ", StorageUnavailableError, "The server can't save its data; look into its log."),
     ("max number of clients", StorageUnavailableError, "Raise the server's maxclients, or close other clients."),
     ("DB index is out of range", ConfigError, "Choose a smaller db, or raise the server's databases."),
     ("MOVED ", UnsupportedError, CLUSTER),
     ("ASK ", UnsupportedError, CLUSTER),
+    # Our scripts fail on their own only when they can't read what is stored.
+    ("user_script:", DamagedStateError, "Restore this state from a backup, or drop it; it was left as it is."),
     ("CROSSSLOT ", UnsupportedError, CLUSTER),
 )
 

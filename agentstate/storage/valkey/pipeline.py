@@ -48,6 +48,7 @@ class Pipeline(asyncio.Protocol):
         self._paused = False
         self._timed_out = False
         self._reason = ""
+        self._refusal: ServerError | None = None
         self._heard_at = 0.0
         self._watch: asyncio.TimerHandle | None = None
         self._transport: asyncio.Transport | None = None
@@ -127,6 +128,9 @@ class Pipeline(asyncio.Protocol):
                     future.set_result(reply)
             elif self._on_push is not None:
                 self._on_push(reply)
+            elif type(reply) is ServerError:
+                # Said before anything was asked: the server is about to close.
+                self._refusal = reply
 
     def pause_writing(self) -> None:
         """Hold commands back: the server takes them slower than they come."""
@@ -144,7 +148,9 @@ class Pipeline(asyncio.Protocol):
             self._watch.cancel()
         reason = self._reason or str(exc or "the server closed the connection")
         for future in self._pending:
-            if not future.done():
+            if self._refusal is not None and not future.done():
+                future.set_result(self._refusal)
+            elif not future.done():
                 future.set_exception(LostError(reason, sent=True, timed_out=self._timed_out))
         for _, future in self._outbox:
             if not future.done():

@@ -86,7 +86,7 @@ class ValkeyStorage:
         self._connections = Connections(options)
         self._admission: Admission | None = None
         self._keys = Keys(options.key_prefix, PARTITIONS)
-        self._held: dict[int, StateScope] = {}
+        self._held = self._connections.held
 
     @classmethod
     def from_options(cls, options: ValkeyOptions, *, clock: Callable[[], float] | None = None) -> Self:

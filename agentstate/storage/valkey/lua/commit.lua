@@ -38,7 +38,8 @@ if record[8] then
   if done then return {'again', done, call('HGETALL', state)} end
 end
 
--- First everything that can be wrong.
+-- First everything that can be wrong. What can't be read makes the script fail, and nothing was written yet.
+if m.native and not tonumber(m.native) then m.native = nil end
 if nonce ~= '' and turn_of(m) ~= nonce then return {'lost'} end
 local version, before, born, bytes = record[3] or '0', nil, nil, 0
 if m.head then
@@ -109,6 +110,27 @@ for i = 1, number() do
   increments[i] = {at, ARGV[taken], old}
 end
 
+-- What cuts and trims remove: '{raw, position, item}' each. Read now, since nonsense can't be written over.
+local function removed_by(log)
+  local state_of, found = log.now, {}
+  local function take(first, last)
+    for j, raw in ipairs(call('LRANGE', log.list, first - state_of.first, last - state_of.first)) do
+      found[#found + 1] = {raw, first + j - 1, item_record(raw)}
+    end
+  end
+  local head = state_of.head
+  if log.cut and log.cut <= head then
+    log.cut_from = math.max(log.cut, state_of.first)
+    if log.cut_from <= head then take(log.cut_from, head) end
+    head = log.cut_from - 1
+  end
+  if log.trim and log.trim > state_of.first and state_of.first <= head then
+    log.trim_to = math.min(log.trim, head + 1)
+    take(state_of.first, log.trim_to - 1)
+  end
+  return found
+end
+
 local logs, appended = {}, false
 for i = 1, log_count do
   local field = ARGV[log_fields + i]
@@ -128,6 +150,7 @@ for i = 1, log_count do
     log.edits = log.edits or {}
     log.edits[j] = {position, item.head .. value}
   end
+  if state_of and (log.cut or log.trim) then log.gone = removed_by(log) end
   log.append_count = number()
   log.appends = taken
   taken = taken + 4 * log.append_count
@@ -274,26 +297,22 @@ local function reduce(log)
   local function note(raw, position)
     removed[#removed + 1] = sub(log.field, 5) .. ' ' .. position .. ' ' .. #raw .. '\n' .. raw
   end
-  local function forget(raw, position)
-    local item = item_record(raw)
+  for _, one in ipairs(log.gone or {}) do
+    local raw, position, item = one[1], one[2], one[3]
     state_of.size = state_of.size - item.size
     note(raw, position)
     local at = item.unique and call('HGET', unique, item.id)
     if at and match(at, '%d+$') == item.seq then call('HDEL', unique, item.id) end
+    touched = true
   end
-  if log.cut and log.cut <= state_of.head then
-    local from = math.max(log.cut, state_of.first)
-    for j, raw in ipairs(call('LRANGE', list, from - state_of.first, -1)) do forget(raw, from + j - 1) end
+  local from = log.cut_from
+  if from then
     if from == state_of.first then call('UNLINK', list) else call('LTRIM', list, 0, from - state_of.first - 1) end
-    touched = from <= state_of.head
     state_of.head = from - 1
   end
-  if log.trim and log.trim > state_of.first and state_of.first <= state_of.head then
-    local count = math.min(log.trim, state_of.head + 1) - state_of.first
-    for j, raw in ipairs(call('LRANGE', list, 0, count - 1)) do forget(raw, state_of.first + j - 1) end
-    call('LTRIM', list, count, -1)
-    state_of.first = state_of.first + count
-    touched = true
+  if log.trim_to then
+    call('LTRIM', list, log.trim_to - state_of.first, -1)
+    state_of.first = log.trim_to
   end
   for _, edit in ipairs(log.edits or {}) do
     local position, new = edit[1], edit[2]
@@ -307,7 +326,7 @@ local function reduce(log)
 end
 
 for i, log in ipairs(logs) do
-  local touched = log.now and (log.cut or log.trim or log.edits) and reduce(log)
+  local touched = (log.gone or log.edits) and reduce(log)
   local unique, state_of, items, first_seq = nil, log.now, {}, nil
   if log.append_count > 0 and not state_of then
     call('UNLINK', log.list, key('unique:' .. sub(log.field, 5)))
