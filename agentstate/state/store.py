@@ -28,7 +28,7 @@ from agentstate.observability import debug, debugging, warning
 from agentstate.state.line import Ticket, TurnLine
 from agentstate.state.record import Origin, encode_failure, encode_record
 from agentstate.state.renewal import LEASE_SECONDS, renewer
-from agentstate.state.settle import own_task, settle
+from agentstate.state.settle import Errand, own_task, settle
 from agentstate.state.turn import Frame, Turn, new_id
 from agentstate.storage.protocol import KEEP, LeaseRequest, Wants
 
@@ -57,6 +57,7 @@ class Store:
         self._wants: dict[tuple[object, ...], Wants] = {}
         # A process-local storage never suspends in a commit, so there is nothing to carry through.
         self._inline = storage.capabilities.leases == "process"
+        self._taskless = storage.capabilities.taskless
         self._renews = storage.capabilities.leases == "network"
 
     def forget_line(self) -> None:
@@ -187,12 +188,12 @@ class Store:
 
     async def _carry(self, reading: Coroutine[Any, Any, Snapshot], scope: StateScope, nonce: int) -> Snapshot:
         """Carry a read through when its caller is cancelled, so that a lease that it takes is given back."""
-        task = own_task(reading)
+        errand = Errand(reading, taskless=self._taskless)
         try:
-            return await asyncio.shield(task)
+            return await errand
         except asyncio.CancelledError:
-            if not task.done():
-                task.add_done_callback(lambda _: self._give_back_nonce(scope, nonce))
+            if errand.task is not None and not errand.task.done():
+                errand.task.add_done_callback(lambda _: self._give_back_nonce(scope, nonce))
             raise
 
     def _in_progress(self, scope: StateScope, holder: str) -> TurnInProgressError:
@@ -217,7 +218,7 @@ class Store:
             part.ttl, part.sliding = settings.ttl, settings.ttl_mode == "sliding"
         part.record = encode_record(part, Origin("call"), self.clock())
         work = self.storage.commit([part], commit_id=new_id())
-        return (await (work if self._inline else settle(work)))[0]
+        return (await (work if self._inline else settle(work, taskless=self._taskless)))[0]
 
     async def commit_turn(self, turn: Turn, *, release: bool) -> tuple[Committed, ...]:
         """Commit what a turn has changed; with ``release`` the turn ends, whatever happens."""
@@ -264,9 +265,9 @@ class Store:
         )
         turn.once = None
         if not release:
-            return await (work if self._inline else settle(work))
+            return await (work if self._inline else settle(work, taskless=self._taskless))
         try:
-            done = await (work if self._inline else settle(work))
+            done = await (work if self._inline else settle(work, taskless=self._taskless))
         except BaseException:
             await self.abandon(turn)
             raise
@@ -305,7 +306,7 @@ class Store:
             return
         work = self.storage.leave(lease.scope, lease.nonce, failure=failure)
         try:
-            await (work if self._inline else settle(work))
+            await (work if self._inline else settle(work, taskless=self._taskless))
         finally:
             self._line.leave(ticket)
 

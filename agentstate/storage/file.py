@@ -93,6 +93,7 @@ class FileStorage:
             leases="machine",
             atomic_scopes=False,
             partitions=1,
+            taskless=True,
         )
         self._clock = clock
         self._root = Root(path, Disk(), synced=durability == "full", clock=clock, allow_network_fs=allow_network_fs)

@@ -282,6 +282,8 @@ class Capabilities(NamedTuple):
         partitions: how many, fixed when the store was created.
         native_expiry: the engine itself forgets what has expired.
         push: waiters and watchers are woken, not only polling.
+        taskless: reads, commits and leaving use neither timeouts nor task groups nor anything else
+            that asks for the current task, so they may run inside their caller's.
     """
 
     durability: Literal["none", "process", "power"]
@@ -291,3 +293,4 @@ class Capabilities(NamedTuple):
     partitions: int
     native_expiry: bool = False
     push: bool = False
+    taskless: bool = False

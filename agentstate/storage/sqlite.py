@@ -113,6 +113,7 @@ class SqliteStorage:
             leases="machine",
             atomic_scopes=True,
             partitions=1,
+            taskless=True,
         )
 
     # -- opening and closing -------------------------------------------------------------

@@ -111,6 +111,7 @@ class ValkeyStorage:
             atomic_scopes=False,
             partitions=self._keys.partitions,
             native_expiry=True,
+            taskless=True,
             push=self.options.max_connections > 1,
         )
 
