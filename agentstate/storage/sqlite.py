@@ -170,7 +170,7 @@ class SqliteStorage:
         """Call ``tell("read" or "write", sql)`` for every statement from now on; ``None`` ends it."""
         engine = await self._open()
         await engine.read(partial(_set_trace, "read", tell))
-        job: Job[None, None] = Job(partial(_set_trace, "write", tell))
+        job: Job[None, None] = Job(partial(_set_trace, "write", tell), tracks=True)
         await engine.write(job)
 
     async def _read(self, work: Callable[[Connection], Result]) -> Result:
@@ -243,7 +243,7 @@ class SqliteStorage:
         engine = self._engine
         if engine is None or not engine.ready:
             engine = await self._open()
-        locks = engine.locks
+        locks, known = engine.locks, engine.writer.known
 
         def check(connection: Connection) -> list[Change]:
             if lease is not None and not locks.holds(lease.scope.text, lease.nonce):
@@ -253,7 +253,7 @@ class SqliteStorage:
                     remedy="Run the handler again.",
                 )
             now = self._clock()
-            changes = [Change(connection, part, now, lease) for part in parts]
+            changes = [Change(connection, known, part, now=now, lease=lease) for part in parts]
             for number, change in enumerate(changes):
                 change.check(once if number == 0 else None)
             return changes
@@ -266,7 +266,7 @@ class SqliteStorage:
             if kept and release and lease is not None:
                 locks.leave(lease.scope.text, lease.nonce)
 
-        return await engine.write(Job(check, write, settle))
+        return await engine.write(Job(check, write, settle, tracks=True))
 
     async def leave(self, scope: StateScope, nonce: int, *, failure: bytes | None = None) -> None:
         """See `Storage.leave`. Without a failure to keep it never waits."""

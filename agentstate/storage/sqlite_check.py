@@ -14,6 +14,7 @@ from agentstate.storage.sqlite_read import known_once
 from agentstate.storage.sqlite_rows import State, load
 
 if TYPE_CHECKING:
+    from agentstate.storage.sqlite_known import KnownStates
     from agentstate.storage.sqlite_schema import Connection
 
 __all__ = ["Conditions", "Found"]
@@ -46,12 +47,15 @@ class Found(NamedTuple):
 class Conditions:
     """What a part of a commit demands, beside what is there."""
 
-    def __init__(self, connection: Connection, part: Part, now: float, lease: Lease | None) -> None:
+    def __init__(
+        self, connection: Connection, known: KnownStates, part: Part, *, now: float, lease: Lease | None
+    ) -> None:
         """Read what the part concerns. A state that expired under its holder's hands is still whole for it."""
         self._db = connection
+        self._known = known
         self._part = part
         self._now = now
-        self._state = load(connection, part.scope) or State(part.scope)
+        self._state = known.get(part.scope) or load(connection, part.scope) or State(part.scope)
         held = lease is not None and lease.scope == part.scope and part.birth == self._state.birth
         self._alive = self._state.alive(now) or (held and self._state.number != 0)
         self._fresh = part.clear or not self._alive

@@ -26,6 +26,7 @@ from agentstate.storage.sqlite_rows import UNIQUE, Log, State, entry_crc, item_c
 from agentstate.storage.sqlite_scopes import bury, forget_failures, insert, remove_label, save_expiry, save_heads
 
 if TYPE_CHECKING:
+    from agentstate.storage.sqlite_known import KnownStates
     from agentstate.storage.sqlite_schema import Connection
 
 __all__ = ["Change"]
@@ -51,9 +52,11 @@ FORGET_ONCE: Final = (
 class Change(Conditions):
     """One part of a commit, on its way into the file."""
 
-    def __init__(self, connection: Connection, part: Part, now: float, lease: Lease | None) -> None:
+    def __init__(
+        self, connection: Connection, known: KnownStates, part: Part, *, now: float, lease: Lease | None
+    ) -> None:
         """See `Conditions`."""
-        super().__init__(connection, part, now, lease)
+        super().__init__(connection, known, part, now=now, lease=lease)
         self._stamp = Stamp(0, 0)
         self._place = 0
         self._removed = 0
@@ -65,6 +68,7 @@ class Change(Conditions):
             empty = part.clear and not (part.puts or part.increments or part.appends)
             self._begin_anew(commit_id, dropped=empty)
             if empty:
+                self._known.drop(part.scope)
                 return Committed(None, 0, {}, {})
         state = self._state
         before = (state.owner, state.parent, state.labels, state.expires)
@@ -88,6 +92,7 @@ class Change(Conditions):
         self._add_record(ranges)
         if once is not None:
             self._remember_once(once)
+        self._known.keep(state)
         logs = {name: state.logs[name].view() for name in {*ranges, *touched}}
         return Committed(self._stamp, state.birth, logs, self._counters, state.expires)
 
@@ -260,7 +265,7 @@ class Change(Conditions):
     def _add_record(self, ranges: dict[str, tuple[int, int]]) -> None:
         state, record = self._state, self._part.record
         told = orjson.dumps(ranges).decode() if ranges and record is not None else None
-        crc = record_crc(record, *self._stamp, self._now, told)
+        crc = record_crc(record, f"{state.version} {state.commit_id} {self._now} {told}")
         self._db.execute(ADD_RECORD, (state.number, *self._stamp, self._now, record, told, int(self._removed > 0), crc))
         if state.version % TRIM_EVERY == 0 and state.version > JOURNAL_COUNT:
             old = (state.number, state.version - JOURNAL_COUNT)
@@ -273,7 +278,7 @@ class Change(Conditions):
 
     def _remember_once(self, once: OnceRecord) -> None:
         number, count = self._state.number, self._state.once_count
-        crc = record_crc(once.result, once.key, once.fingerprint, once.commit_id, self._now)
+        crc = record_crc(once.result, f"{once.key}\0{once.fingerprint}\0{once.commit_id} {self._now}")
         row = (number, once.key, once.fingerprint, once.commit_id, once.result, self._now, count, crc)
         self._db.execute("REPLACE INTO once VALUES(?, ?, ?, ?, ?, ?, ?, ?)", row)
         self._db.execute(FORGET_ONCE, (number, count - ONCE_COUNT, self._now - ONCE_SECONDS))

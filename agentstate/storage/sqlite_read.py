@@ -141,9 +141,10 @@ def known_once(connection: Connection, state: State, key: str, now: float) -> On
     row = connection.execute(ONCE, (state.number, key, now - ONCE_SECONDS)).fetchone()
     if row is None:
         return None
-    if record_crc(row[3], *row[:3], row[4]) != row[5]:
+    found = OnceRecord(*row[:5])
+    if record_crc(found.result, f"{found.key}\0{found.fingerprint}\0{found.commit_id} {found.at}") != row[5]:
         raise damaged(state.scope, f"what its idempotency key {key!r} did")
-    return OnceRecord(*row[:5])
+    return found
 
 
 def _live(connection: Connection, scope: StateScope, now: float) -> State | None:
@@ -247,7 +248,7 @@ def journal(connection: Connection, scope: StateScope, now: float, after: int, l
 
 def _record(connection: Connection, scope: StateScope, row: Row) -> JournalRecord:
     place, version, commit_id, at, record, ranges, with_removed, crc = row
-    if record_crc(record, version, commit_id, at, ranges) != crc:
+    if record_crc(record, f"{version} {commit_id} {at} {ranges}") != crc:
         raise damaged(scope, f"the journal record of version {version}")
     removed: dict[str, list[LogItem]] = {}
     if with_removed:
@@ -262,7 +263,7 @@ def failures(connection: Connection, scope: StateScope, now: float) -> tuple[byt
     """Return what failed turns left, oldest first."""
     sql = "SELECT record, at, crc FROM failures WHERE address = ? AND at > ? ORDER BY number"
     found = connection.execute(sql, (scope.text, now - FAILURE_SECONDS)).fetchall()
-    if any(record_crc(record, at) != crc for record, at, crc in found):
+    if any(record_crc(record, str(at)) != crc for record, at, crc in found):
         raise damaged(scope, "the record of a failed turn")
     return tuple(record for record, _, _ in found)
 

@@ -169,9 +169,9 @@ def item_crc(item: LogItem, mark: int) -> int:
     return zlib.crc32(value, told if expires is None else zlib.crc32(b"%r" % expires, told))
 
 
-def record_crc(data: bytes | None, *told: object) -> int:
-    """Return what vouches for a record that is kept as it came, and for what stands beside it."""
-    return zlib.crc32(data or b"", zlib.crc32("\0".join(map(str, told)).encode("utf-8", "surrogatepass")))
+def record_crc(data: bytes | None, told: str) -> int:
+    """Return what vouches for a record that is kept as it came, and for what is told beside it."""
+    return zlib.crc32(data or b"", zlib.crc32(told.encode()))
 
 
 def item_of(scope: StateScope, log: str, row: Row) -> LogItem:

@@ -54,7 +54,7 @@ def drop(
 def add_failure(connection: Connection, scope: StateScope, record: bytes, now: float) -> None:
     """Keep what a failed turn left, and forget what is too old or too much."""
     address = scope.text
-    row = (address, now, record, record_crc(record, now))
+    row = (address, now, record, record_crc(record, str(now)))
     connection.execute("INSERT INTO failures(address, at, record, crc) VALUES(?, ?, ?, ?)", row)
     connection.execute(
         "DELETE FROM failures WHERE address = ?1 AND (at <= ?2 OR number <= "

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from agentstate.errors import StateError, StorageClosedError
 from agentstate.storage.sqlite_errors import from_engine
+from agentstate.storage.sqlite_known import KnownStates
 from agentstate.storage.sqlite_schema import connect, driver, prepare
 
 if TYPE_CHECKING:
@@ -50,13 +51,15 @@ Plan = TypeVar("Plan")
 class Job(Generic[Plan, Result]):
     """A whole read or a whole commit on its way to a thread and back."""
 
-    __slots__ = ("check", "error", "future", "loop", "result", "settle", "write")
+    __slots__ = ("check", "error", "future", "loop", "result", "settle", "tracks", "write")
 
     def __init__(
         self,
         check: Callable[[Connection], Plan],
         write: Callable[[Connection, Plan], Result] | None = None,
         settle: Callable[[bool], None] | None = None,
+        *,
+        tracks: bool = False,
     ) -> None:
         """Describe the work.
 
@@ -65,10 +68,12 @@ class Job(Generic[Plan, Result]):
                 result of a job without ``write``.
             write: writes, after ``check`` and in its transaction.
             settle: called on the thread when the transaction has ended: was this job's part kept?
+            tracks: ``write`` keeps the writer's `KnownStates` up to date.
         """
         self.check = check
         self.write = write
         self.settle = settle
+        self.tracks = tracks
         self.result: Any = None
         self.error: Exception | None = None
         self.loop: asyncio.AbstractEventLoop | None = None
@@ -300,6 +305,7 @@ class Writer(_Worker):
         self._now = now
         self._locks: MachineLocks | None = None
         self._groups = 0
+        self.known = KnownStates()
 
     def _open(self) -> Connection:
         try:
@@ -335,14 +341,18 @@ class Writer(_Worker):
             connection.execute("BEGIN IMMEDIATE")
             taken = self._pace.baton.acquire(timeout=BATON_SECONDS)
             try:
+                self.known.begin(connection)
                 for job in jobs:
                     job.run(connection)
+                    if not job.tracks:
+                        self.known.forget()
             finally:
                 if taken:
                     self._pace.baton.release()
             connection.execute("COMMIT")
         except Exception as error:  # noqa: BLE001 - handed to the callers
             failure = from_engine(error, self._path, connection)
+            self.known.forget()
             _undo(connection)
             return failure
         return None

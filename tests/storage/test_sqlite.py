@@ -57,7 +57,8 @@ class TestCost:
         assert [at for at in told if at[0] == "write"] == [
             ("write", "COMMIT"),
             ("write", "BEGIN"),
-            *[("write", "SELECT")] * 3,
+            ("write", "PRAGMA"),
+            *[("write", "SELECT")] * 2,
             ("write", "UPDATE"),
             ("write", "REPLACE"),
             *[("write", "INSERT")] * 3,

@@ -95,6 +95,22 @@ class TestRetention:
         await storage.close()
         assert rows(path, "SELECT count(*) FROM journal")[0][0] <= JOURNAL_COUNT + 1
 
+    async def test_what_a_writer_knows_is_forgotten_when_others_write(self, storage, path):
+        """Commits through another connection, sweeps, drops and undone groups are seen by the next commit."""
+        other = SqliteStorage(path)
+        await put(storage, commit_id=1)
+        second = await put(other, commit_id=2)
+        third = await put(storage, commit_id=3, base=second.stamp)
+        with pytest.raises(TypeError):
+            await put(storage, key="new", value=object())
+        fourth = await put(storage, commit_id=4, base=third.stamp)
+        assert fourth.stamp == (4, 4)
+        assert (await storage.read(A, Wants())).entry_bytes == len("k") + 1
+        assert await storage.drop(A, stamp=fourth.stamp)
+        assert (await put(other, commit_id=99)).birth == 99
+        assert (await put(storage, commit_id=100)).birth == 99
+        await other.close()
+
     async def test_a_drop_leaves_no_bytes_of_it(self, storage, path):
         """What goes with a state goes from every table."""
         await put(storage, record=b"record", labels={"status": "open"}, owner="ada")
