@@ -8,12 +8,19 @@ know what they meant and translate them. Blocks: for worker threads only.
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import stat
+import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
+
+from agentstate.errors import UnsupportedError
+
+if sys.platform == "win32":
+    raise UnsupportedError("The file backend needs POSIX file locks.", remedy="Use memory, or a server's backend.")
+
+import fcntl
 
 __all__ = ["Disk"]
 

@@ -48,6 +48,7 @@ __all__ = ["Root", "name_of"]
 
 WRITE_SECONDS: Final = 30.0
 OPEN_SECONDS: Final = 300.0
+STALE_SECONDS: Final = 3600.0
 RESERVE_BYTES: Final = 256 * 1024
 BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 DIRECTORIES: Final = ("scopes", "inflight", "quarantine", "trash")
@@ -118,9 +119,17 @@ class Root:
                 if not self._complete():
                     reconcile(self)
                     self.note_boot()
+        self._tidy_up()
+        self.fill_reserve()
+
+    def _tidy_up(self) -> None:
+        """Remove what processes that died left behind."""
         for left in Path(self.path("trash")).iterdir():
             shutil.rmtree(left, ignore_errors=True)
-        self.fill_reserve()
+        for left in self.directory.glob("*.tmp"):
+            # A younger one may be somebody's who is just writing it.
+            if left.lstat().st_mtime < time.time() - STALE_SECONDS:
+                self.disk.unlink(str(left))
 
     def note_boot(self) -> None:
         """Note that the feed is complete as long as the machine runs."""
@@ -155,8 +164,10 @@ class Root:
             return
         for name in DIRECTORIES:
             self.disk.make_directory(self.path(name))
-        self.feed.create()
-        self.note_boot()
+        if not os.path.lexists(self.feed.path):
+            # There may be scopes: whoever finds no boot noted looks for them.
+            self.disk.unlink(self.path("boot"))
+            self.feed.create()
         body = {"format": FORMAT, "store": os.urandom(16).hex(), "made_at": self.clock(), "partitions": 1}
         self.disk.write_new(self.path("store.json"), seal(orjson.dumps(body))[0])
         self.disk.sync_directory(str(self.directory))

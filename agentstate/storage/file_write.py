@@ -125,6 +125,7 @@ def rotate(files: ScopeFiles) -> None:
         files.refresh(locked=True)
     if files.n == files.base:
         return
+    _sync_log(files)
     if files.snapshot.n < files.n:
         _write_snapshot(files)
     disk = files.disk
@@ -139,6 +140,15 @@ def rotate(files: ScopeFiles) -> None:
     files.base, files.sum, files.end, files.seen = files.n, after, len(line), look(files.log_path)
     files.rotate_from = ROTATE_BYTES
     _prune(files)
+
+
+def _sync_log(files: ScopeFiles) -> None:
+    """Let the log not be behind its snapshot, also where its lines aren't synced one by one."""
+    descriptor = files.disk.open(files.log_path, os.O_RDONLY)
+    try:
+        files.disk.sync(descriptor)
+    finally:
+        files.disk.close(descriptor)
 
 
 def _write_snapshot(files: ScopeFiles) -> None:

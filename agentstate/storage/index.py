@@ -1,13 +1,14 @@
 """A directory of scopes in memory, for backends whose engine has none.
 
-Sorted views are built when a listing needs them and kept until a scope comes, goes or
-changes, so that paging is a bisection and a commit costs one assignment.
+Sorted views are built when a listing needs them, so that paging is a bisection and a commit
+costs two assignments. What has changed since is moved to its new place by the next listing,
+unless so much has that sorting anew is quicker.
 """
 
 from __future__ import annotations
 
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left, bisect_right, insort
 from typing import TYPE_CHECKING, Any
 
 from agentstate.errors import StorageError
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 SortKey = tuple[Any, str]
 
+# Moving a scope in a sorted view costs about as much as sorting this many.
+MOVED_SHARE = 64
+
 
 class ScopeIndex:
     """Answers `ScopeQuery`. Not thread-safe: the owner's lock guards it."""
@@ -28,19 +32,22 @@ class ScopeIndex:
         """Begin empty."""
         self._infos: dict[StateScope, ScopeInfo] = {}
         self._sorted: dict[str, list[tuple[SortKey, StateScope]]] = {}
+        self._before: dict[StateScope, ScopeInfo | None] = {}
 
     def __len__(self) -> int:
         return len(self._infos)
 
     def put(self, info: ScopeInfo) -> None:
         """Note a scope as it is now."""
+        if self._sorted:
+            self._before.setdefault(info.scope, self._infos.get(info.scope))
         self._infos[info.scope] = info
-        self._sorted.clear()
 
     def discard(self, scope: StateScope) -> None:
         """Forget a scope."""
-        if self._infos.pop(scope, None) is not None:
-            self._sorted.clear()
+        old = self._infos.pop(scope, None)
+        if old is not None and self._sorted:
+            self._before.setdefault(scope, old)
 
     def infos(self) -> Iterable[ScopeInfo]:
         """Return all, in no order."""
@@ -59,9 +66,7 @@ class ScopeIndex:
         return ScopePage(tuple(found), None)
 
     def _walk(self, query: ScopeQuery) -> Iterator[StateScope]:
-        view = self._sorted.get(query.order)
-        if view is None:
-            view = self._sorted[query.order] = sorted((_key(i, query.order), i.scope) for i in self._infos.values())
+        view = self._view(query.order)
         low, high = 0, len(view)
         if query.cursor is not None:
             at = decode_cursor(query.cursor)
@@ -78,6 +83,21 @@ class ScopeIndex:
             low = max(low, bisect_left(view, (query.kind, query.prefix), key=_first))
         numbers = range(high - 1, low - 1, -1) if query.reverse else range(low, high)
         return (view[number][1] for number in numbers)
+
+    def _view(self, order: str) -> list[tuple[SortKey, StateScope]]:
+        """Return all scopes in an order."""
+        if len(self._before) > len(self._infos) // MOVED_SHARE + 16:
+            self._sorted.clear()
+        for name, view in self._sorted.items():
+            for scope, old in self._before.items():
+                if old is not None:
+                    del view[bisect_left(view, (_key(old, name), scope))]
+                if scope in self._infos:
+                    insort(view, (_key(self._infos[scope], name), scope))
+        self._before.clear()
+        if order not in self._sorted:
+            self._sorted[order] = sorted((_key(info, order), info.scope) for info in self._infos.values())
+        return self._sorted[order]
 
 
 def _first(pair: tuple[SortKey, StateScope]) -> SortKey:
