@@ -117,7 +117,9 @@ class Notebook:
         return done.stdout
 
     def console(self, text: str) -> None:
-        for command, output in re.findall(r"^\$ (.*\n)((?:(?!\$ ).*\n)*)", text, re.MULTILINE):
+        commands = re.findall(r"^\$ (.*\n)((?:(?!\$ ).*\n)*)", text, re.MULTILINE)
+        assert commands, "no line begins with '$ '"
+        for command, output in commands:
             self.printed = self.shell(command)
             if output.strip():
                 self.compare(output)
