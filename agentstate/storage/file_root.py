@@ -4,7 +4,7 @@
 
     store.json     what this is: the format number, written last when the store is made
     boot           during which boot of the machine the feed was last known to be complete
-    scopes/ab/cd/  one directory per scope, named by a hash of its address
+    scopes/a/b/    one directory per scope, named by a hash of its address
     feed.jsonl     all commits in their order
     inflight/      which scopes are being written, one file for each open store
     locks/         turns, and the locks of writers
@@ -193,7 +193,7 @@ class Root:
 
     def scope_path(self, name: str) -> str:
         """Return the directory of the scope with this `name_of`."""
-        return self.path("scopes", name[:2], name[2:4], name)
+        return self.path("scopes", name[0], name[1], name)
 
     def files(self, scope: StateScope) -> ScopeFiles:
         """Return the files of a scope, unread."""

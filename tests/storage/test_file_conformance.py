@@ -69,4 +69,4 @@ class TestFile(StorageConformance):
 
 def _home(directory: Path, scope: StateScope) -> Path:
     name = name_of(scope)
-    return directory / "scopes" / name[:2] / name[2:4] / name
+    return directory / "scopes" / name[0] / name[1] / name

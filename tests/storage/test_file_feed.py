@@ -233,7 +233,7 @@ async def test_scopes_lost_with_the_power(make, tmp_path, monkeypatch):
         await put(storage, scope)
     await storage.close()
     name = name_of(SCOPES[1])
-    shutil.rmtree(tmp_path / "scopes" / name[:2] / name[2:4] / name)
+    shutil.rmtree(tmp_path / "scopes" / name[0] / name[1] / name)
     monkeypatch.setattr("agentstate.storage.file_root._boot_id", lambda: "another boot")
     assert set(await listed(make())) == {SCOPES[0], SCOPES[2]}
 
@@ -333,7 +333,7 @@ async def test_a_damaged_state_does_not_stop_the_sweep(make, clock, tmp_path):
     for scope in SCOPES[:3]:
         await put(storage, scope, ttl=5.0)
     name = name_of(SCOPES[1])
-    path = tmp_path / "scopes" / name[:2] / name[2:4] / name / "log.jsonl"
+    path = tmp_path / "scopes" / name[0] / name[1] / name / "log.jsonl"
     data = path.read_bytes()
     path.write_bytes(data[:60] + b"!" + data[61:])
     clock.advance(10)
