@@ -10,9 +10,8 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Any
 
-from agentstate.errors import StorageClosedError
 from agentstate.storage.valkey.dial import Command, connect_blocking, driver, greetings, tls_context
-from agentstate.storage.valkey.faults import ServerError, from_server, unreachable
+from agentstate.storage.valkey.faults import ServerError, closed, from_server, unreachable
 
 if TYPE_CHECKING:
     import socket
@@ -67,7 +66,7 @@ class BlockingLink:
 
     def _try(self, commands: list[Command]) -> list[Any]:
         if self._closed:
-            raise StorageClosedError(f"The storage at {self._options.location} was closed.", remedy="Make a new one.")
+            raise closed(self._options.location)
         if self._socket is None:
             connect_blocking(self._options, tls_context(self._options), self._keep)
             for reply in self._talk(greetings(self._options)):

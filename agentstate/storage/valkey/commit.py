@@ -43,31 +43,33 @@ async def commit_part(here: LoopConnections, key: bytes, part: Part, commit_id: 
     Raises:
         StateError: see `Storage.commit`.
     """
-    try:
-        reply = await here.run(script("commit"), key, *call.arguments)
-    except LostError as lost:
-        if not lost.sent:
-            raise unreachable(here.location, lost) from lost
-        reply = await _find_out(here, key, part, commit_id, call)
+    reply = await _decide(here, key, part, commit_id, call)
     if reply[0] in (b"ok", b"dropped", b"again"):
         return committed_of(part.scope, reply, commit_id, call.logs, call.counters)
     raise _refusal(part, reply, call)
 
 
-async def _find_out(here: LoopConnections, key: bytes, part: Part, commit_id: int, call: CommitCall) -> Any:
+async def _decide(here: LoopConnections, key: bytes, part: Part, commit_id: int, call: CommitCall) -> Any:
     deadline = here.loop.time() + DECIDED_WITHIN
-    call.arguments[RESENT] = "1"
-    pause = FIRST_PAUSE
+    pause, sent = FIRST_PAUSE, False
     while True:
         try:
             return await here.run(script("commit"), key, *call.arguments)
+        except LostError as lost:
+            sent = sent or lost.sent
+            error: Exception = unreachable(here.location, lost)
+        except StorageUnavailableError as unavailable:
+            error = unavailable
+            deadline = deadline if sent else 0.0
         except StorageFullError:
             raise  # The script was asked, didn't know this commit, and couldn't make it.
-        except (LostError, StorageUnavailableError) as error:
-            if here.loop.time() + pause > deadline:
-                raise _unknown(here, part, commit_id, error) from error
-        except StorageError as error:
-            raise _unknown(here, part, commit_id, error) from error
+        except StorageError as other:
+            if not sent:
+                raise
+            raise _unknown(here, part, commit_id, other) from other
+        if here.loop.time() + pause > deadline:
+            raise _unknown(here, part, commit_id, error) if sent else error
+        call.arguments[RESENT] = "1"
         await asyncio.sleep(pause)
         pause = min(pause * 2, LAST_PAUSE)
 

@@ -12,13 +12,11 @@ import asyncio
 import os
 import threading
 import weakref
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from agentstate.errors import StorageClosedError
 from agentstate.storage.valkey.blocking import BlockingLink
 from agentstate.storage.valkey.dial import Command, driver, tls_context
-from agentstate.storage.valkey.faults import LostError, ServerError, from_server, unreachable
+from agentstate.storage.valkey.faults import LostError, ServerError, closed, from_server, unreachable
 from agentstate.storage.valkey.pipeline import Pipeline, dial
 from agentstate.storage.valkey.waker import Waker
 
@@ -46,6 +44,7 @@ class LoopConnections:
         self._tls = tls
         self._pipeline: Pipeline | None = None
         self._dialing: asyncio.Task[Pipeline] | None = None
+        self._ended = False
         self._life = self._until_the_loop_ends()
 
     async def start(self) -> None:
@@ -63,10 +62,13 @@ class LoopConnections:
 
         Raises:
             StorageError: the server can't be reached, or refuses us.
+            StorageClosedError: the storage was closed.
         """
         found = self._pipeline
         if found is not None and found.is_open:
             return found
+        if self._ended:
+            raise closed(self.location)
         if self._dialing is None or self._dialing.done():
             self._dialing = self.loop.create_task(self._dial())
         # The connection is everybody's: who is cancelled while it is made leaves it to the others.
@@ -82,6 +84,9 @@ class LoopConnections:
             raise unreachable(where, f"no answer in {self._options.socket_connect_timeout:g} s") from None
         except (OSError, LostError) as error:
             raise unreachable(where, error) from error
+        if self._ended:
+            self.abort()
+            raise closed(where)
         return self._pipeline
 
     async def send(self, command: Command) -> Any:
@@ -156,16 +161,15 @@ class LoopConnections:
 
     async def close(self) -> None:
         """Close, on the own loop, and wait until it is done."""
-        if self._dialing is not None and not self._dialing.done():
-            self._dialing.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._dialing
         await self._life.aclose()
         for one in self._pipelines():
             await one.closed
 
     def abort(self) -> None:
         """Close at once, on the own loop."""
+        self._ended = True
+        if self.waker is not None:
+            self.waker.ended = True
         for one in self._pipelines():
             one.abort()
 
@@ -215,7 +219,7 @@ class Connections:
         if found is not None:
             return found
         if self._closed:
-            raise StorageClosedError(f"The storage at {self._options.location} was closed.", remedy="Make a new one.")
+            raise closed(self._options.location)
         if not self._ready:
             driver()
             self._tls = tls_context(self._options)

@@ -10,29 +10,23 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 from urllib.parse import unquote
 
 from agentstate.errors import DamagedStateError
-from agentstate.scope import StateScope
 from agentstate.storage.protocol import (
     Committed,
     Entry,
-    EntryPage,
-    FeedItem,
     Holder,
-    JournalRecord,
     Lease,
     LogItem,
-    LogPage,
     LogView,
     OnceRecord,
-    ScopeInfo,
     Snapshot,
     Stamp,
-    Swept,
 )
 from agentstate.storage.valkey.encode import name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable
 
+    from agentstate.scope import StateScope
     from agentstate.storage.protocol import LeaseRequest, Wants
 
 Given = ParamSpec("Given")
@@ -88,15 +82,18 @@ def record_of(flat: list[bytes]) -> Record:
     return dict(zip(pairs, pairs, strict=True))
 
 
-def _time(raw: bytes | None) -> float | None:
+def time_of(raw: bytes | None) -> float | None:
+    """Return a time that may be absent."""
     return float(raw) if raw else None
 
 
-def _text(raw: bytes | None) -> str | None:
+def text_of(raw: bytes | None) -> str | None:
+    """Return text that may be absent."""
     return None if raw is None else raw.decode()
 
 
-def _labels(raw: bytes | None) -> dict[str, str]:
+def labels_of(raw: bytes | None) -> dict[str, str]:
+    """Return labels that may be absent."""
     pairs = (pair.split("=") for pair in raw.decode().split("&")) if raw else ()
     return {unquote(key): unquote(value) for key, value in pairs}
 
@@ -182,24 +179,24 @@ def snapshot_of(
         return Snapshot(scope=scope, now=now, lease=lease)
     _, _, expires, flat, entries, tails, raw_once = reply
     record = record_of(flat)
-    sections, logs = _heads(record)
+    sections, logs = heads_of(record)
     for (log, _), items in zip(wants.tails, tails, strict=True):
         if items:
             logs[log] = logs[log]._replace(items=_tail(items, logs[log].head, now))
     known = once_of(scope, once, raw_once) if once is not None and raw_once is not None else None
-    stamp, updated, size = _head(record[b"head"])
-    birth, created = _born(record[b"born"])
+    stamp, updated, size = head_of(record[b"head"])
+    birth, created = born_of(record[b"born"])
     return Snapshot(
         scope=scope,
         now=now,
         stamp=stamp,
         birth=birth,
-        owner=_text(record.get(b"owner")),
-        parent=_text(record.get(b"parent")),
-        labels=_labels(record.get(b"labels")),
+        owner=text_of(record.get(b"owner")),
+        parent=text_of(record.get(b"parent")),
+        labels=labels_of(record.get(b"labels")),
         created_at=created,
         updated_at=updated,
-        expires_at=_time(expires),
+        expires_at=time_of(expires),
         entries=_entries(entries, wants, now),
         complete=size <= wants.inline_bytes,
         sections=sections,
@@ -210,17 +207,20 @@ def snapshot_of(
     )
 
 
-def _head(raw: bytes) -> tuple[Stamp, float, int]:
+def head_of(raw: bytes) -> tuple[Stamp, float, int]:
+    """Return stamp, time of the last change and entry bytes from a record's head."""
     version, commit, updated, size = raw.split(b" ")
     return Stamp(int(version), int(commit, 16)), float(updated), int(size)
 
 
-def _born(raw: bytes) -> tuple[int, float]:
+def born_of(raw: bytes) -> tuple[int, float]:
+    """Return birth and time of creation."""
     birth, created = raw.split(b" ")
     return int(birth, 16), float(created)
 
 
-def _heads(record: Record) -> tuple[dict[str, Stamp], dict[str, LogView]]:
+def heads_of(record: Record) -> tuple[dict[str, Stamp], dict[str, LogView]]:
+    """Return the stamps of sections and the heads of logs."""
     sections: dict[str, Stamp] = {}
     logs: dict[str, LogView] = {}
     for field, raw in record.items():
@@ -233,13 +233,14 @@ def _heads(record: Record) -> tuple[dict[str, Stamp], dict[str, LogView]]:
 
 def _tail(items: list[bytes], head: int, now: float) -> tuple[LogItem, ...]:
     # As `log_item`, written out: this is most of what a turn's read costs here.
+    make = tuple.__new__
     found: list[LogItem] = []
     position = head - len(items)
     for raw in items:
         position += 1
         seq, expires, _, identifier, value = raw.split(b" ", 4)
         if expires == b"-" and b"%" not in identifier:
-            found.append(LogItem(int(seq), position, identifier.decode(), value))
+            found.append(make(LogItem, (int(seq), position, identifier.decode(), value, None)))
         else:
             found.append(log_item(raw, position, now))
     return tuple(found)
@@ -263,7 +264,7 @@ def committed_of(
             first, head, next_seq, size = raw.split(b" ")
             views[log] = LogView(int(first), int(head), int(next_seq), stamp, int(size))
     sums = {at: int(value) for at, value in zip(counters, rest[len(logs) :], strict=True)}
-    return Committed(stamp, int(birth, 16), views, sums, _time(expires))
+    return Committed(stamp, int(birth, 16), views, sums, time_of(expires))
 
 
 def _done_before(known: bytes, record: Record, commit_id: int, logs: list[str], counters: list[Any]) -> Committed:
@@ -278,110 +279,5 @@ def _done_before(known: bytes, record: Record, commit_id: int, logs: list[str], 
             # What others did since may show in the rest; the head is where this commit left it.
             views[log] = log_view(raw)._replace(head=int(head), stamp=stamp)
     values = {at: int(value) for at, value in zip(counters, sums.split(b","), strict=False)}
-    birth = _born(record[b"born"])[0] if b"born" in record else 0
-    return Committed(stamp, birth, views, values, _time(record.get(b"expires")))
-
-
-@reading
-def journal_of(scope: StateScope, records: Iterable[bytes]) -> tuple[JournalRecord, ...]:
-    """Return the records of a journal."""
-    del scope
-    return tuple(map(_journal_record, records))
-
-
-def _journal_record(raw: bytes) -> JournalRecord:
-    head, _, body = raw.partition(b"\n")
-    stamp, at, size, *appended = head.split()
-    words = iter(appended)
-    ranges = {plain_name(log): (int(next(words)), int(next(words))) for log in words}
-    removed: dict[str, list[LogItem]] = {}
-    for log, item in _removed(body[int(size) :]):
-        removed.setdefault(log, []).append(item)
-    gone = {log: tuple(items) for log, items in removed.items()}
-    return JournalRecord(stamp_of(stamp), float(at), body[: int(size)], ranges, gone)
-
-
-def _removed(raw: bytes) -> Iterator[tuple[str, LogItem]]:
-    at = 0
-    while at < len(raw):
-        end = raw.index(b"\n", at)
-        log, position, size = raw[at:end].split(b" ")
-        at = end + 1 + int(size)
-        yield plain_name(log), log_item(raw[end + 1 : at], int(position), None)
-
-
-def feed_of(entries: Iterable[list[Any]]) -> tuple[FeedItem, ...]:
-    """Return the items of a feed."""
-    return tuple(_feed_item(identifier, record_of(flat)) for identifier, flat in entries)
-
-
-def _feed_item(identifier: bytes, record: Record) -> FeedItem:
-    raw, at, address = record[b"is"].split(b" ", 2)
-    stamp = None if raw == b"-" else stamp_of(raw)
-    return FeedItem(identifier.decode(), StateScope.parse(address.decode()), stamp, float(at))
-
-
-@reading
-def info_of(scope: StateScope, flat: list[bytes]) -> ScopeInfo | None:
-    """Return what a listing says of a state; ``None`` when it has gone."""
-    record = record_of(flat)
-    if b"head" not in record:
-        return None
-    _, logs = _heads(record)
-    stamp, updated, size = _head(record[b"head"])
-    _, created = _born(record[b"born"])
-    return ScopeInfo(
-        scope,
-        stamp,
-        _text(record.get(b"owner")),
-        created,
-        updated,
-        _time(record.get(b"expires")),
-        _labels(record.get(b"labels")),
-        size,
-        {log: view.head - view.first + 1 for log, view in logs.items()},
-    )
-
-
-@reading
-def log_page_of(scope: StateScope, reply: list[Any]) -> LogPage:
-    """Return what ``log.lua`` replied."""
-    if not reply:
-        return LogPage(None, ())
-    if reply[0] == b"damaged":
-        raise lacking(scope, reply[1])
-    raw, low, items, now = reply
-    at = float(now)
-    return LogPage(log_view(raw), tuple([log_item(one, position, at) for position, one in enumerate(items, int(low))]))
-
-
-@reading
-def found_item_of(scope: StateScope, reply: list[Any]) -> LogItem | None:
-    """Return what ``find.lua`` replied."""
-    if not reply:
-        return None
-    if reply[0] == b"damaged":
-        raise lacking(scope, reply[1])
-    position, raw, now = reply
-    item = log_item(raw, int(position), None)
-    return None if item.expires_at is not None and item.expires_at <= float(now) else item
-
-
-@reading
-def entry_page_of(scope: StateScope, reply: list[Any], now: float) -> EntryPage:
-    """Return what ``scan.lua`` replied."""
-    del scope
-    flat, more = reply
-    found: list[tuple[str, Entry]] = []
-    for field, value, about in zip(flat[::3], flat[1::3], flat[2::3], strict=True):
-        entry = entry_of(value, about, now)
-        if entry is not None:
-            found.append((field.partition(b"/")[2].decode(), entry))
-    return EntryPage(tuple(found), found[-1][0] if more else None)
-
-
-def swept_of(before: Swept, reply: list[Any]) -> Swept:
-    """Return what has been swept with what ``sweep.lua`` replied."""
-    addresses, entries, items, more = reply
-    scopes = tuple(StateScope.parse(one.decode()) for one in addresses)
-    return Swept((*before.scopes, *scopes), before.entries + entries, before.items + items, done=not more)
+    birth = born_of(record[b"born"])[0] if b"born" in record else 0
+    return Committed(stamp, birth, views, values, time_of(record.get(b"expires")))

@@ -7,13 +7,14 @@ from agentstate.errors import (
     DamagedStateError,
     StateError,
     StorageAccessError,
+    StorageClosedError,
     StorageError,
     StorageFullError,
     StorageUnavailableError,
     UnsupportedError,
 )
 
-__all__ = ["LostError", "ServerError", "from_server", "unreachable"]
+__all__ = ["LostError", "ServerError", "closed", "from_server", "unreachable"]
 
 
 class ServerError(Exception):
@@ -37,6 +38,11 @@ class LostError(Exception):
         self.sent = sent
         self.timed_out = timed_out
         super().__init__(reason)
+
+
+def closed(location: str) -> StorageClosedError:
+    """Return the error for a storage that was closed."""
+    return StorageClosedError(f"The storage at {location} was closed.", remedy="Make a new one.")
 
 
 def unreachable(location: str, reason: object) -> StorageUnavailableError:

@@ -18,7 +18,7 @@ from agentstate.errors import StorageError
 from agentstate.scope import KINDS, StateScope
 from agentstate.storage.index import decode_cursor, encode_cursor
 from agentstate.storage.protocol import ScopeInfo, ScopePage, ScopeQuery
-from agentstate.storage.valkey.decode import info_of
+from agentstate.storage.valkey.decode_pages import info_of
 from agentstate.storage.valkey.encode import encode_labels, name
 from agentstate.storage.valkey.scripts import script
 

@@ -36,7 +36,7 @@ from agentstate.storage.protocol import (
     Swept,
     Wants,
 )
-from agentstate.storage.valkey import decode, legacy, listing, turns
+from agentstate.storage.valkey import decode, decode_pages, legacy, listing, turns
 from agentstate.storage.valkey.admission import Admission, admit
 from agentstate.storage.valkey.commit import commit_part
 from agentstate.storage.valkey.connections import Connections, LoopConnections
@@ -124,9 +124,12 @@ class ValkeyStorage:
         """
         await self._here()
 
+    def _ready(self) -> LoopConnections | None:
+        return self._connections.found() if self._admission is not None else None
+
     async def _here(self) -> LoopConnections:
-        here = self._connections.found()
-        if here is not None and self._admission is not None:
+        here = self._ready()
+        if here is not None:
             return here
         here = await self._connections.here()
         async with here.opening:
@@ -170,7 +173,7 @@ class ValkeyStorage:
         touch: float | None = None,
     ) -> Snapshot:
         """See `Storage.read`."""
-        here = await self._here()
+        here = self._ready() or await self._here()
         inline, rest = wants_arguments(wants)
         asked = ("", "", "", "") if lease is None else turns.lease_arguments(lease, here)
         known = ("", "") if once is None else ("1", once)
@@ -197,7 +200,7 @@ class ValkeyStorage:
         once: OnceRecord | None = None,
     ) -> tuple[Committed, ...]:
         """See `Storage.commit`."""
-        here = await self._here()
+        here = self._ready() or await self._here()
         if not parts:
             if lease is not None and release:
                 await self.leave(lease.scope, lease.nonce)
@@ -218,7 +221,7 @@ class ValkeyStorage:
 
     async def leave(self, scope: StateScope, nonce: int, *, failure: bytes | None = None) -> None:
         """See `Storage.leave`."""
-        here = await self._here()
+        here = self._ready() or await self._here()
         said = () if failure is None else (secrets.token_hex(8), failure)
         await here.ask(script("leave"), self._keys.state(scope), self._now(), nonce, *said)
         self._held.pop(nonce, None)
@@ -244,13 +247,13 @@ class ValkeyStorage:
         here = await self._here()
         bounds = ["" if one is None else one for one in (start, end, limit)]
         reply = await here.ask(script("log"), self._keys.state(scope), self._now(), name(log), *bounds)
-        return decode.log_page_of(scope, reply)
+        return decode_pages.log_page_of(scope, reply)
 
     async def find_item(self, scope: StateScope, log: str, id: str) -> LogItem | None:  # noqa: A002
         """See `Storage.find_item`."""
         here = await self._here()
         reply = await here.ask(script("find"), self._keys.state(scope), self._now(), name(log), item_id(id))
-        return decode.found_item_of(scope, reply)
+        return decode_pages.found_item_of(scope, reply)
 
     async def scan(
         self, scope: StateScope, section: str, *, prefix: str = "", cursor: str | None = None, limit: int = 100
@@ -263,7 +266,7 @@ class ValkeyStorage:
         reply = await here.ask(
             script("scan"), self._keys.state(scope), number_text(now), low, b"(" + first + b"\xff", limit
         )
-        return decode.entry_page_of(scope, reply, now)
+        return decode_pages.entry_page_of(scope, reply, now)
 
     async def scopes(self, query: ScopeQuery) -> ScopePage:
         """See `Storage.scopes`."""
@@ -274,7 +277,7 @@ class ValkeyStorage:
         """See `Storage.journal`."""
         here = await self._here()
         reply = await here.ask(script("journal"), self._keys.state(scope), self._now(), after, limit)
-        return decode.journal_of(scope, reply)
+        return decode_pages.journal_of(scope, reply)
 
     async def failures(self, scope: StateScope) -> tuple[bytes, ...]:
         """See `Storage.failures`."""
@@ -288,7 +291,7 @@ class ValkeyStorage:
         here = await self._here()
         start = "-" if after is None else f"({after}"
         (reply,) = await here.ask_all([("XRANGE", self._keys.partition(partition, "feed"), start, "+", "COUNT", limit)])
-        return decode.feed_of(reply)
+        return decode_pages.feed_of(reply)
 
     # -- removing ----------------------------------------------------------------------------
 
@@ -311,7 +314,7 @@ class ValkeyStorage:
         for number in [number for number, found in enumerate(due) if found]:
             left = limit - len(swept.scopes) - swept.entries - swept.items
             reply = await here.ask(script("sweep"), self._keys.partition(number, "state:"), now, left)
-            swept = decode.swept_of(swept, reply)
+            swept = decode_pages.swept_of(swept, reply)
             if not swept.done:
                 break
         return swept

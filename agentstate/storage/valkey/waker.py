@@ -25,12 +25,13 @@ __all__ = ["Waker"]
 
 
 class Waker:
-    """The subscription of one event loop."""
+    """The subscription of one event loop. Once it has ``ended`` it connects no more."""
 
     def __init__(self, options: ValkeyOptions, tls: ssl.SSLContext | None) -> None:
         """Begin without a connection."""
         self.channel = f"{quote(options.key_prefix, safe=':/')}wake:{secrets.token_hex(8)}"
         self.pipeline: Pipeline | None = None
+        self.ended = False
         self._options = options
         self._tls = tls
         self._dialing: asyncio.Task[bool] | None = None
@@ -40,6 +41,8 @@ class Waker:
         """Subscribe, if need be; return whether waiters are woken from now on."""
         if self.pipeline is not None and self.pipeline.is_open:
             return True
+        if self.ended:
+            return False
         if self._dialing is None or self._dialing.done():
             self._dialing = asyncio.get_running_loop().create_task(self._subscribe())
         return await asyncio.shield(self._dialing)
@@ -49,7 +52,7 @@ class Waker:
         with suppress(OSError, LostError, ServerError):
             pipeline = await dial(self._options, self._tls, self._on_push)
             reply = await pipeline.send(("SUBSCRIBE", self.channel))
-            if isinstance(reply, ServerError):
+            if isinstance(reply, ServerError) or self.ended:
                 pipeline.abort()
                 return False
             self.pipeline = pipeline
