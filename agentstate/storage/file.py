@@ -5,8 +5,11 @@ line has reached the disk. What is atomic is one commit of one scope: several sc
 commit are refused. Any number of tasks, loops, threads and processes of one machine may use a
 directory at once; a forked child may not use what its parent opened.
 
+A read of a state that this process knows already takes no thread: it is one `lstat`, which on
+a local disk costs a microsecond. Everything else that touches the disk runs on worker threads.
+
 Cancellation: whatever was handed to a worker thread is carried through, and the caller just
-doesn't hear of it. Only `read` and `commit` of a turn come here twice; all else is one step.
+doesn't hear of it; a read that had taken a turn gives it back.
 """
 
 from __future__ import annotations

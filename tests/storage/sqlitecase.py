@@ -8,7 +8,7 @@ from contextlib import closing
 
 from agentstate.scope import StateScope
 from agentstate.storage.protocol import Append, Check, LeaseRequest, Part, Put, Wants
-from agentstate.storage.sqlite_worker import Job
+from agentstate.storage.sqlite.worker import Job
 
 A, B = StateScope.conversation("a"), StateScope.conversation("b")
 TURN = Wants(tails=(("history", 10),))

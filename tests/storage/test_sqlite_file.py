@@ -13,12 +13,13 @@ from agentstate.errors import (
     StorageUnavailableError,
 )
 from agentstate.scope import StateScope
-from agentstate.storage import sqlite_schema, sqlite_worker
 from agentstate.storage.protocol import (
     LeaseRequest,
     Wants,
 )
 from agentstate.storage.sqlite import SqliteOptions, SqliteStorage
+from agentstate.storage.sqlite import schema as sqlite_schema
+from agentstate.storage.sqlite import worker as sqlite_worker
 from tests.storage.sqlitecase import TURN, A, put, rows, run, spoil, start, value
 
 

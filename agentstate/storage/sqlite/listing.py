@@ -12,11 +12,11 @@ from agentstate.errors import StorageError
 from agentstate.scope import KINDS, StateScope
 from agentstate.storage.index import decode_cursor, encode_cursor
 from agentstate.storage.protocol import ScopeInfo, ScopePage, ScopeQuery
-from agentstate.storage.sqlite_read import text_after
-from agentstate.storage.sqlite_rows import COLUMNS, scope_of, unpack
+from agentstate.storage.sqlite.reading import text_after
+from agentstate.storage.sqlite.rows import COLUMNS, scope_of, unpack
 
 if TYPE_CHECKING:
-    from agentstate.storage.sqlite_schema import Connection
+    from agentstate.storage.sqlite.schema import Connection
 
 __all__ = ["page"]
 

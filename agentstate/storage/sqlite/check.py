@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from agentstate.errors import ConflictError, UnsupportedValueError, ValueTooLargeError
 from agentstate.storage.protocol import ANY, MAX_LABELS, Check, Keep, Lease, OnceRecord, Part, Stamp
-from agentstate.storage.sqlite_read import known_once
-from agentstate.storage.sqlite_rows import State, load
+from agentstate.storage.sqlite.reading import known_once
+from agentstate.storage.sqlite.rows import State, load
 
 if TYPE_CHECKING:
-    from agentstate.storage.sqlite_known import KnownStates
-    from agentstate.storage.sqlite_schema import Connection
+    from agentstate.storage.sqlite.known import KnownStates
+    from agentstate.storage.sqlite.schema import Connection
 
 __all__ = ["Conditions", "Found"]
 

@@ -20,7 +20,7 @@ from agentstate.storage.protocol import LogItem, LogView, ScopeInfo, Stamp
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from agentstate.storage.sqlite_schema import Connection, Row
+    from agentstate.storage.sqlite.schema import Connection, Row
 
 __all__ = ["Log", "State", "damaged", "entry_crc", "item_crc", "item_of", "items_of", "load", "record_crc", "scope_of"]
 

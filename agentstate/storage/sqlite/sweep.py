@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Final
 
 from agentstate.errors import DamagedStateError
 from agentstate.storage.protocol import FAILURE_COUNT, FAILURE_SECONDS, LogItem, Stamp, Swept
-from agentstate.storage.sqlite_rows import COLUMNS, SWEPT, State, item_crc, load, record_crc, scope_of, unpack
-from agentstate.storage.sqlite_scopes import bury, save_heads
+from agentstate.storage.sqlite.rows import COLUMNS, SWEPT, State, item_crc, load, record_crc, scope_of, unpack
+from agentstate.storage.sqlite.scopes import bury, save_heads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from agentstate.scope import StateScope
     from agentstate.storage.oslock import MachineLocks
-    from agentstate.storage.sqlite_schema import Connection
+    from agentstate.storage.sqlite.schema import Connection
 
 __all__ = ["BriefTurns", "Sweep", "add_failure", "drop"]
 

@@ -6,13 +6,13 @@ import os
 from typing import TYPE_CHECKING, Final
 
 from agentstate.storage.protocol import JOURNAL_COUNT
-from agentstate.storage.sqlite_rows import State, load
+from agentstate.storage.sqlite.rows import State, load
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from agentstate.scope import StateScope
-    from agentstate.storage.sqlite_schema import Connection
+    from agentstate.storage.sqlite.schema import Connection
 
 __all__ = [
     "bury",
@@ -83,8 +83,8 @@ def bury(connection: Connection, state: State, now: float, *, dropped: bool) -> 
     if dropped:
         forget_failures(connection, scope)
         # A record without a commit of its own: the feed shows it as a drop.
-        row = (-tombstone, state.version, now)
-        connection.execute("INSERT INTO journal(scope, version, at) VALUES(?, ?, ?)", row)
+        drop = (-tombstone, state.version, now)
+        connection.execute("INSERT INTO journal(scope, version, at) VALUES(?, ?, ?)", drop)
 
 
 def forget_failures(connection: Connection, scope: StateScope) -> None:

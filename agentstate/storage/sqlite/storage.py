@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, Self, TypeVar
 
 from agentstate.errors import LeaseLostError, StateError, StorageClosedError, UnsupportedError
-from agentstate.storage import sqlite_list, sqlite_read
 from agentstate.storage.protocol import (
     Capabilities,
     Committed,
@@ -39,18 +38,19 @@ from agentstate.storage.protocol import (
     Swept,
     Wants,
 )
-from agentstate.storage.sqlite_commit import Change
-from agentstate.storage.sqlite_engine import Engine
-from agentstate.storage.sqlite_options import DEFAULT_PATH, SqliteOptions
-from agentstate.storage.sqlite_scopes import expiring_before, prolong
-from agentstate.storage.sqlite_sweep import BriefTurns, Sweep, add_failure, drop
-from agentstate.storage.sqlite_worker import Job
+from agentstate.storage.sqlite import listing, reading
+from agentstate.storage.sqlite.commit import Change
+from agentstate.storage.sqlite.engine import Engine
+from agentstate.storage.sqlite.options import DEFAULT_PATH, SqliteOptions
+from agentstate.storage.sqlite.scopes import expiring_before, prolong
+from agentstate.storage.sqlite.sweep import BriefTurns, Sweep, add_failure, drop
+from agentstate.storage.sqlite.worker import Job
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from agentstate.scope import StateScope
-    from agentstate.storage.sqlite_schema import Connection
+    from agentstate.storage.sqlite.schema import Connection
 
 __all__ = ["SqliteOptions", "SqliteStorage"]
 
@@ -199,7 +199,7 @@ class SqliteStorage:
                 holder = engine.locks.holder(scope.text) or Holder(UNKNOWN_HOLDER, now)
                 return Snapshot(scope=scope, now=now, holder=holder)
         try:
-            snapshot = await engine.read(partial(sqlite_read.snapshot, scope=scope, wants=wants, now=now, once=once))
+            snapshot = await engine.read(partial(reading.snapshot, scope=scope, wants=wants, now=now, once=once))
             if snapshot.expires_at is not None and (lease is not None or touch is not None):
                 await self._push_expiry(engine, snapshot, lease, touch)
         except BaseException:
@@ -305,7 +305,7 @@ class SqliteStorage:
 
     async def outcome(self, scope: StateScope, commit_id: int) -> Stamp | None:
         """See `Storage.outcome`. The journal knows more than the last 32."""
-        return await self._read(partial(sqlite_read.outcome, scope=scope, commit_id=commit_id))
+        return await self._read(partial(reading.outcome, scope=scope, commit_id=commit_id))
 
     async def read_log(
         self, scope: StateScope, log: str, *, start: int | None = None, end: int | None = None, limit: int | None = None
@@ -313,12 +313,12 @@ class SqliteStorage:
         """See `Storage.read_log`."""
         now = self._clock()
         return await self._read(
-            partial(sqlite_read.read_log, scope=scope, name=log, now=now, start=start, end=end, limit=limit)
+            partial(reading.read_log, scope=scope, name=log, now=now, start=start, end=end, limit=limit)
         )
 
     async def find_item(self, scope: StateScope, log: str, id: str) -> LogItem | None:  # noqa: A002
         """See `Storage.find_item`."""
-        return await self._read(partial(sqlite_read.find_item, scope=scope, log=log, name=id, now=self._clock()))
+        return await self._read(partial(reading.find_item, scope=scope, log=log, name=id, now=self._clock()))
 
     async def scan(
         self, scope: StateScope, section: str, *, prefix: str = "", cursor: str | None = None, limit: int = 100
@@ -326,25 +326,25 @@ class SqliteStorage:
         """See `Storage.scan`."""
         now = self._clock()
         return await self._read(
-            partial(sqlite_read.scan, scope=scope, section=section, now=now, prefix=prefix, cursor=cursor, limit=limit)
+            partial(reading.scan, scope=scope, section=section, now=now, prefix=prefix, cursor=cursor, limit=limit)
         )
 
     async def scopes(self, query: ScopeQuery) -> ScopePage:
         """See `Storage.scopes`."""
-        return await self._read(partial(sqlite_list.page, query=query, now=self._clock()))
+        return await self._read(partial(listing.page, query=query, now=self._clock()))
 
     async def journal(self, scope: StateScope, *, after: int = 0, limit: int = 100) -> tuple[JournalRecord, ...]:
         """See `Storage.journal`."""
-        return await self._read(partial(sqlite_read.journal, scope=scope, now=self._clock(), after=after, limit=limit))
+        return await self._read(partial(reading.journal, scope=scope, now=self._clock(), after=after, limit=limit))
 
     async def failures(self, scope: StateScope) -> tuple[bytes, ...]:
         """See `Storage.failures`."""
-        return await self._read(partial(sqlite_read.failures, scope=scope, now=self._clock()))
+        return await self._read(partial(reading.failures, scope=scope, now=self._clock()))
 
     async def feed(self, partition: int, *, after: str | None = None, limit: int = 100) -> tuple[FeedItem, ...]:
         """See `Storage.feed`. There is one partition."""
         del partition
-        return await self._read(partial(sqlite_read.feed, after=after, limit=limit))
+        return await self._read(partial(reading.feed, after=after, limit=limit))
 
     # -- removing ------------------------------------------------------------------------
 

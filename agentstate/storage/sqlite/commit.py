@@ -21,13 +21,13 @@ from agentstate.storage.protocol import (
     Part,
     Stamp,
 )
-from agentstate.storage.sqlite_check import Conditions
-from agentstate.storage.sqlite_rows import UNIQUE, Log, State, entry_crc, item_crc, record_crc
-from agentstate.storage.sqlite_scopes import bury, forget_failures, insert, remove_label, save_expiry, save_heads
+from agentstate.storage.sqlite.check import Conditions
+from agentstate.storage.sqlite.rows import UNIQUE, Log, State, entry_crc, item_crc, record_crc
+from agentstate.storage.sqlite.scopes import bury, forget_failures, insert, remove_label, save_expiry, save_heads
 
 if TYPE_CHECKING:
-    from agentstate.storage.sqlite_known import KnownStates
-    from agentstate.storage.sqlite_schema import Connection
+    from agentstate.storage.sqlite.known import KnownStates
+    from agentstate.storage.sqlite.schema import Connection
 
 __all__ = ["Change"]
 

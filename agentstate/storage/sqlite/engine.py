@@ -8,13 +8,13 @@ import weakref
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from agentstate.storage.oslock import MachineLocks
-from agentstate.storage.sqlite_worker import Job, Pace, Reader, Writer
+from agentstate.storage.sqlite.worker import Job, Pace, Reader, Writer
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
 
-    from agentstate.storage.sqlite_schema import Connection
+    from agentstate.storage.sqlite.schema import Connection
 
 __all__ = ["Engine"]
 

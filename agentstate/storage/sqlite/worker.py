@@ -26,16 +26,16 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from agentstate.errors import StateError, StorageClosedError
-from agentstate.storage.sqlite_errors import from_engine
-from agentstate.storage.sqlite_known import KnownStates
-from agentstate.storage.sqlite_schema import connect, driver, prepare
+from agentstate.storage.sqlite.errors import from_engine
+from agentstate.storage.sqlite.known import KnownStates
+from agentstate.storage.sqlite.schema import connect, driver, prepare
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
 
     from agentstate.storage.oslock import MachineLocks
-    from agentstate.storage.sqlite_schema import Connection
+    from agentstate.storage.sqlite.schema import Connection
 
 __all__ = ["BACKSTOP_SECONDS", "Job", "Pace", "Reader", "Writer"]
 

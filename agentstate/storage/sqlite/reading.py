@@ -22,7 +22,7 @@ from agentstate.storage.protocol import (
     Stamp,
     Wants,
 )
-from agentstate.storage.sqlite_rows import (
+from agentstate.storage.sqlite.rows import (
     Log,
     State,
     damaged,
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from agentstate.scope import StateScope
-    from agentstate.storage.sqlite_schema import Connection, Row
+    from agentstate.storage.sqlite.schema import Connection, Row
 
 __all__ = [
     "failures",

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from agentstate.scope import StateScope
-    from agentstate.storage.sqlite_rows import State
-    from agentstate.storage.sqlite_schema import Connection
+    from agentstate.storage.sqlite.rows import State
+    from agentstate.storage.sqlite.schema import Connection
 
 __all__ = ["KnownStates"]
 

@@ -14,12 +14,12 @@ from agentstate.errors import (
     ValueTooLargeError,
 )
 from agentstate.storage.oserrors import FULL
-from agentstate.storage.sqlite_schema import driver
+from agentstate.storage.sqlite.schema import driver
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from agentstate.storage.sqlite_schema import Connection
+    from agentstate.storage.sqlite.schema import Connection
 
 __all__ = ["from_engine"]
 
