@@ -7,16 +7,25 @@ read anew, or the stores are closed.
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from agentstate.state.settings import TurnSettings
 from agentstate.stores import epoch, store_for, wrap
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from agentstate.config import Configuration, Effective
     from agentstate.state.store import Store
+
+
+@cache
+def _configuration() -> Callable[[], Configuration]:
+    """Return what returns the configuration in force; an import in `Binding.resolve` would cost each call as much."""
+    from agentstate import config
+
+    return config.current
 
 
 class Bound(NamedTuple):
@@ -57,13 +66,11 @@ class Binding:
 
     def resolve(self) -> Bound:
         """Return what the handler runs on."""
-        from agentstate import config
-
-        configuration = config.current()
-        if self._bound is None or self._configuration is not configuration or self._epoch != epoch():
+        bound, configuration = self._bound, _configuration()()
+        if bound is None or self._configuration is not configuration or self._epoch != epoch():
             self._configuration, self._epoch = configuration, epoch()
-            self._bound = self._find()
-        return self._bound
+            bound = self._bound = self._find()
+        return bound
 
     def _find(self) -> Bound:
         effective = self.effective()

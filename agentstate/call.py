@@ -15,7 +15,7 @@ from agentstate.scope import StateScope, check_id
 from agentstate.text import message_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from agentstate.binding import Bound
     from agentstate.injection import Injection, Role
@@ -77,15 +77,9 @@ class Call:
         else:
             principal = owner(*self.args, **self.kwargs) if callable(owner) else owner
         once = plan.once(*self.args, **self.kwargs) if plan.once is not None else None
-        return Request(
-            scope=self._scope(principal),
-            handler=plan.handler,
-            settings=self.bound.settings,
-            principal=principal,
-            once=once,
-            fingerprint=self._fingerprint() if once is not None else "",
-            run_without=self.bound.run_without,
-        )
+        _, settings, run_without = self.bound
+        fingerprint = self._fingerprint() if once is not None else ""
+        return Request(self._scope(principal), plan.handler, settings, principal, once, fingerprint, run_without)
 
     def _scope(self, principal: str | None) -> StateScope:
         plan = self.plan
@@ -139,11 +133,9 @@ class Call:
 
     async def run(self) -> Any:
         """Run the handler in its turn."""
-        request = self.request()
+        return await in_turn(self.bound.store, self.request(), self._begin)
 
-        async def handler(frame: Frame) -> Any:
-            context = ConversationContext.in_frame(frame)
-            args, kwargs = self.arguments(context, request.scope.id)
-            return await self.wrapped(*args, **kwargs)
-
-        return await in_turn(self.bound.store, request, handler)
+    def _begin(self, frame: Frame) -> Awaitable[Any]:
+        args, kwargs = self.arguments(ConversationContext.in_frame(frame), frame.turn.context_id)
+        running: Awaitable[Any] = self.wrapped(*args, **kwargs)
+        return running

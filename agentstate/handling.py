@@ -7,6 +7,7 @@ exactly once; its exception goes on unchanged after its turn was given back.
 from __future__ import annotations
 
 import asyncio
+import sys
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -77,7 +78,15 @@ async def in_turn(store: Store, request: Request, run: Callable[[Frame], Awaitab
     turn = await enter(store, request)
     if isinstance(turn, Outcome):
         return turn.result  # type: ignore[no-any-return]
-    result = await guarded(turn, request, run(turn.frame))
+    tokens = begin(turn)
+    try:
+        try:
+            result = await run(turn.frame)
+        finally:
+            end(tokens)
+    except BaseException as error:
+        await failed(turn, request, error)
+        raise
     try:
         await finish(turn, request, result)
     except ConflictError as error:
@@ -116,17 +125,18 @@ async def enter(store: Store, request: Request) -> Turn | Outcome:
             origin,
             principal=request.principal,
             once=request.once,
-            parent=current.get(),
+            parent=outer,
         )
     except StorageUnavailableError:
         if not request.run_without:
             raise
         return await _enter_forgotten(store, request, origin)
-    known_once = turn.frame.buffers[request.scope].snapshot.once
-    if known_once is not None:
-        await store.abandon(turn)
-        return outcome(known_once, request)
-    turn.once_key = request.once
+    if request.once is not None:
+        known_once = turn.frame.buffers[request.scope].snapshot.once
+        if known_once is not None:
+            await store.abandon(turn)
+            return outcome(known_once, request)
+        turn.once_key = request.once
     return turn
 
 
@@ -173,25 +183,14 @@ async def known(store: Store, request: Request) -> Outcome:
     return outcome(snapshot.once, request)
 
 
-async def guarded(turn: Turn, request: Request, running: Awaitable[R]) -> R:
-    """Await a handler inside its turn; on its error do what ``on_error`` says, and raise it unchanged."""
-    tokens = begin(turn)
-    try:
-        try:
-            return await running
-        finally:
-            end(tokens)
-    except BaseException as error:
-        await failed(turn, request, error)
-        raise
-
-
 def begin(turn: Turn) -> Any:
     """Let the running code be inside a turn: for calls of the context, and for its log events."""
-    origin = turn.origin
-    keys = bind_context(
-        handler=origin.handler, scope=turn.scope.text, turn=origin.turn, correlation_id=origin.correlation
-    )
+    keys = None
+    if "structlog" in sys.modules:
+        origin = turn.origin
+        keys = bind_context(
+            handler=origin.handler, scope=turn.scope.text, turn=origin.turn, correlation_id=origin.correlation
+        )
     return current.set(turn.frame), keys
 
 

@@ -7,7 +7,7 @@ protobuf), request contexts, mappings and objects of one's own.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from agentstate.errors import ContextIdError
 
@@ -47,15 +47,14 @@ def context_id_of(
 
 def field_of(value: Any, name: str) -> Any:
     """Return a key of a mapping or an attribute of an object, ``None`` if it has neither."""
-    if _has_keys(value):
-        if name in value:
-            return value[name]
-        if type(value) is dict:
-            return None
+    if type(value) is dict:
+        return cast("dict[str, Any]", value).get(name)
+    if _is_mapping(value) and name in value:
+        return value[name]
     return getattr(value, name, None)
 
 
-def _has_keys(value: Any) -> bool:
+def _is_mapping(value: Any) -> bool:
     return isinstance(value, Mapping)
 
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, TypeVar, cast, overload
 
 from agentstate import codec
 from agentstate.errors import DamagedStateError, UnsupportedValueError
@@ -68,8 +68,8 @@ class _Field(Generic[T]):
     def __get__(self, view: _View | None, owner: type[_View]) -> _Field[T] | T:
         if view is None:
             return self
-        value: T = view.field(self.name)
-        return value
+        value: Any = view._data.get(self.name)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - histories are long
+        return cast("T", value if type(value) is str else view.field(self.name))
 
     def __set__(self, view: _View, value: object) -> NoReturn:
         raise AttributeError(f"{self.name} of a {type(view).__name__} can't be set")
@@ -208,11 +208,6 @@ class Message(_View):
     def position(self) -> int:
         """Its place in the log, 1 for the first; 0 until it is added."""
         return self._position
-
-    def field(self, name: str) -> Any:
-        """Return a field, ``None`` if it isn't there."""
-        value = self._data.get(name)
-        return value if type(value) is str else _own(value)
 
     def __getitem__(self, key: str) -> Any:
         return _own(self._data[key])

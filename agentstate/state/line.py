@@ -16,7 +16,7 @@ import asyncio
 import threading
 from collections import deque
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from agentstate.errors import TurnInProgressError, TurnTimeoutError
@@ -51,9 +51,7 @@ class Ticket:
 @dataclass(slots=True)
 class _Line:
     holder: Ticket
-    waiting: deque[tuple[asyncio.Future[Ticket], str]] = field(
-        default_factory=deque[tuple["asyncio.Future[Ticket]", str]]
-    )
+    waiting: deque[tuple[asyncio.Future[Ticket], str]]
 
 
 class TurnLine:
@@ -71,7 +69,7 @@ class TurnLine:
             if scope in self._lines:
                 return None
             ticket = Ticket(scope, holder)
-            self._lines[scope] = _Line(ticket)
+            self._lines[scope] = _Line(ticket, deque())
             return ticket
 
     async def wait(
@@ -117,7 +115,7 @@ class TurnLine:
             line = self._lines.get(scope)
             if line is None:
                 ticket = Ticket(scope, holder)
-                self._lines[scope] = _Line(ticket)
+                self._lines[scope] = _Line(ticket, deque())
                 return ticket
             if len(line.waiting) >= max_waiting:
                 raise TurnInProgressError(
