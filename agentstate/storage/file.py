@@ -313,7 +313,8 @@ class FileStorage:
 
         def look() -> tuple[FeedItem, ...]:
             complete(self._root)
-            return self._root.feed.items(after, limit)
+            with self._root.translated("read the feed", self._root.feed.path):
+                return self._root.feed.items(after, limit)
 
         await self.open()
         return await self._workers.run(look)

@@ -57,7 +57,15 @@ def perform(
         except StorageError as error:
             deliver(_finished(writes, [Outcome(error=error)] * len(writes)))
             return
-        outcomes = _finished(writes, _store_or_spend(root, files, writes))
+        try:
+            outcomes = _store_or_spend(root, files, writes)
+        except BaseException:
+            # A step that ends like this may have been half made, and nothing of it is logged.
+            files.forget()
+            for write in writes:
+                write.fail()
+            raise
+        _finished(writes, outcomes)
         if _dropped(files):
             # Who drops a state hears of it when its bytes are gone.
             _tidy(root, files)
@@ -100,7 +108,7 @@ def _store(root: Root, files: ScopeFiles, writes: Sequence[Write[Any]]) -> list[
         told = _mark(root, files)
     except StateError as error:
         return [Outcome(error=error)] * len(writes)
-    outcomes, ops = _make(files, held, writes, root.clock())
+    outcomes, ops = _make(held, writes, root.clock())
     failed = _append(root, files, ops) if ops else None
     if failed is None:
         if told and (not ops or _announce(root, files, ops)):
@@ -137,23 +145,18 @@ def _unmark(root: Root, files: ScopeFiles) -> None:
     files.told = files.n
 
 
-def _make(files: ScopeFiles, held: Held, writes: Sequence[Write[Any]], now: float) -> tuple[list[Outcome], list[Json]]:
+def _make(held: Held, writes: Sequence[Write[Any]], now: float) -> tuple[list[Outcome], list[Json]]:
     outcomes: list[Outcome] = []
     ops: list[Json] = []
-    try:
-        for write in writes:
-            try:
-                op, result = write.make(held, now)
-            except StateError as error:
-                outcomes.append(Outcome(error=error))
-                continue
-            outcomes.append(Outcome(result))
-            if op is not None:
-                ops.append(op)
-    except BaseException:
-        # A step that ends like this may have been half made.
-        files.forget()
-        raise
+    for write in writes:
+        try:
+            op, result = write.make(held, now)
+        except StateError as error:
+            outcomes.append(Outcome(error=error))
+            continue
+        outcomes.append(Outcome(result))
+        if op is not None:
+            ops.append(op)
     return outcomes, ops
 
 

@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection
 
     from agentstate.storage.file_disk import Disk
 
@@ -104,18 +104,21 @@ class Marks:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         self._descriptor, self._file = descriptor, path
 
-    def _others(self) -> Iterator[tuple[str, set[str]]]:
-        for found in os.scandir(self._directory):
-            if found.path == self._file:
-                continue
+    def _others(self) -> list[tuple[str, set[str]]]:
+        """Return the files of all other stores, with the names in them."""
+        with os.scandir(self._directory) as entries:
+            paths = [entry.path for entry in entries if entry.path != self._file]
+        found: list[tuple[str, set[str]]] = []
+        for path in paths:
             try:
-                descriptor = self._disk.open(found.path, os.O_RDONLY)
+                descriptor = self._disk.open(path, os.O_RDONLY)
             except FileNotFoundError:
                 continue
             try:
-                yield found.path, _names(self._disk.read(descriptor, 0, os.fstat(descriptor).st_size))
+                found.append((path, _names(self._disk.read(descriptor, 0, os.fstat(descriptor).st_size))))
             finally:
                 self._disk.close(descriptor)
+        return found
 
 
 def _names(data: bytes) -> set[str]:

@@ -48,6 +48,7 @@ class ScopeQueue:
     Attributes:
         busy: somebody waits or is being served.
         size: about how many bytes of memory the image takes.
+        retired: no longer in the cache; whoever has it still may use it.
     """
 
     def __init__(self, root: Root, workers: Workers, files: ScopeFiles, weigh: Callable[[int], None]) -> None:
@@ -55,6 +56,7 @@ class ScopeQueue:
         self.files = files
         self.busy = False
         self.size = 0
+        self.retired = False
         self._root = root
         self._workers = workers
         self._weigh = weigh
@@ -98,8 +100,19 @@ class ScopeQueue:
             self._waiting.append((reply, job))
             start, self.busy = not self.busy, True
         if start:
-            self._workers.submit(self._serve)
+            try:
+                self._workers.submit(self._serve)
+            except StorageClosedError as error:
+                self._refuse(error)
         return await reply.future
+
+    def _refuse(self, error: StorageClosedError) -> None:
+        """Tell whoever waits that nobody serves any more."""
+        with self._lock:
+            refused = [(reply, None, error) for reply, _ in self._waiting]
+            self._waiting.clear()
+            self.busy = False
+        send(refused)
 
     def _serve(self) -> None:
         """Do what waits now; let other scopes have the thread before what comes meanwhile."""
@@ -135,7 +148,8 @@ class ScopeQueue:
                 send([(reply, outcome.result, outcome.error)])
         held = self.files.held
         before, self.size = self.size, held.size if held is not None else 0
-        self._weigh(self.size - before)
+        if not self.retired:
+            self._weigh(self.size - before)
 
     def _look(self, view: _View) -> Outcome:
         try:
@@ -175,6 +189,7 @@ class ScopeCache:
                 return
             for scope, queue in list(self._queues.items())[:-1]:
                 if not queue.busy:
+                    queue.retired = True
                     del self._queues[scope]
                     self._size -= queue.size
                     if self._size <= CACHE_BYTES:

@@ -38,8 +38,8 @@ log = logging.getLogger("agentstate.storage")
 
 def complete(root: Root) -> None:
     """Bring the feed up to date: tell it what writers that died didn't, and rebuild it if it is damaged."""
-    _complete_marked(root, seconds=-1.0)
     with root.translated("read the feed", root.feed.path):
+        _complete_marked(root, seconds=-1.0)
         try:
             root.feed.refresh()
         except FileNotFoundError:
@@ -93,9 +93,7 @@ def reconcile(root: Root) -> None:
 
 def _complete_marked(root: Root, *, seconds: float) -> None:
     names = root.marks.names()
-    told = [name for name in names if _complete_one(root, name, seconds=seconds)]
-    with root.translated("tidy up", root.path("inflight")):
-        root.marks.bury(told)
+    root.marks.bury([name for name in names if _complete_one(root, name, seconds=seconds)])
 
 
 def _complete_one(root: Root, name: str, *, seconds: float) -> bool:
@@ -162,7 +160,6 @@ def sweep(root: Root, limit: int) -> Swept:
             continue
         gone += [scope] if swept.dropped else []
         entries, items = entries + swept.entries, items + swept.items
-        root.feed.refresh()
     for scope in left_alone:
         root.feed.put_back(scope)
     return Swept(tuple(gone), entries, items, done=left > 0)
@@ -198,6 +195,7 @@ def _set_due(root: Root, files: ScopeFiles) -> None:
             _remove(root, files.name, files.scope)
         elif known is None or known.due != held.due:
             root.tell(announcement(files, []))
+        root.feed.refresh()
 
 
 def _remove(root: Root, name: str, scope: StateScope) -> None:
