@@ -5,7 +5,7 @@ Whatever can't be read is a `DamagedStateError`: it was not written by `commit.l
 
 from __future__ import annotations
 
-from functools import lru_cache, wraps
+from functools import lru_cache, partial, wraps
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 from urllib.parse import unquote
 
@@ -24,7 +24,7 @@ from agentstate.storage.protocol import (
 from agentstate.storage.valkey.encode import name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from agentstate.scope import StateScope
     from agentstate.storage.protocol import LeaseRequest, Wants
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
 Record = dict[bytes, bytes]
+
+# What `LogItem(...)` does, without the call of a Python function in between.
+_log_item: Callable[[tuple[int, int, str, bytes, float | None]], LogItem] = partial(vars(tuple)["__new__"], LogItem)
 
 
 def damaged(scope: StateScope, what: object) -> DamagedStateError:
@@ -94,14 +97,17 @@ def text_of(raw: bytes | None) -> str | None:
 
 def labels_of(raw: bytes | None) -> dict[str, str]:
     """Return labels that may be absent."""
-    pairs = (pair.split("=") for pair in raw.decode().split("&")) if raw else ()
-    return {unquote(key): unquote(value) for key, value in pairs}
+    if not raw:
+        return {}
+    return {unquote(key): unquote(value) for key, value in (pair.split("=") for pair in raw.decode().split("&"))}
 
 
-def log_view(raw: bytes, items: tuple[LogItem, ...] = ()) -> LogView:
-    """Return the head of a log from its record."""
-    first, head, next_seq, size, stamp = raw.split(b" ")
-    return LogView(int(first), int(head), int(next_seq), stamp_of(stamp), int(size), items)
+def log_view(raw: bytes, tail: list[bytes] | None = None, now: float = 0.0) -> LogView:
+    """Return the head of a log from its record, with its last items."""
+    first, last, next_seq, size, stamp = raw.split(b" ")
+    head = int(last)
+    items = _tail(tail, head, now) if tail else ()
+    return LogView(int(first), head, int(next_seq), stamp_of(stamp), int(size), items)
 
 
 def item_id_of(raw: bytes) -> str:
@@ -121,12 +127,12 @@ def log_item(raw: bytes, position: int, now: float | None) -> LogItem:
 
 def entry_of(value: bytes, about: bytes, now: float) -> Entry | None:
     """Return an entry that hasn't expired by ``now``."""
-    stamp, kind, _, *expires = about.split(b" ")
-    if not expires:
-        return Entry(int(value) if kind == b"n" else value, stamp_of(stamp))
-    expires_at = float(expires[0])
-    if expires_at <= now:
-        return None
+    stamp, kind, size = about.split(b" ", 2)
+    expires_at = None
+    if b" " in size:
+        expires_at = float(size.partition(b" ")[2])
+        if expires_at <= now:
+            return None
     return Entry(int(value) if kind == b"n" else value, stamp_of(stamp), expires_at)
 
 
@@ -139,11 +145,12 @@ def _entries(flat: list[bytes], wants: Wants, now: float) -> dict[tuple[str, str
         if field[:1] != b"#":
             continue
         left -= 2
-        section, _, key = field[1:].partition(b"/")
+        plain = field[1:]
+        section, _, key = plain.partition(b"/")
         at = (plain_name(section), key.decode())
         if wanted is not None and at[0] not in wanted and at not in wants.keys:
             continue
-        entry = entry_of(values[field[1:]], about, now)
+        entry = entry_of(values[plain], about, now)
         if entry is not None:
             found[at] = entry
     if left:
@@ -179,10 +186,7 @@ def snapshot_of(
         return Snapshot(scope=scope, now=now, lease=lease)
     _, _, expires, flat, entries, tails, raw_once = reply
     record = record_of(flat)
-    sections, logs = heads_of(record)
-    for (log, _), items in zip(wants.tails, tails, strict=True):
-        if items:
-            logs[log] = logs[log]._replace(items=_tail(items, logs[log].head, now))
+    sections, logs = heads_of(record, {log: items for (log, _), items in zip(wants.tails, tails, strict=True)}, now)
     known = once_of(scope, once, raw_once) if once is not None and raw_once is not None else None
     stamp, updated, size = head_of(record[b"head"])
     birth, created = born_of(record[b"born"])
@@ -209,8 +213,8 @@ def snapshot_of(
 
 def head_of(raw: bytes) -> tuple[Stamp, float, int]:
     """Return stamp, time of the last change and entry bytes from a record's head."""
-    version, commit, updated, size = raw.split(b" ")
-    return Stamp(int(version), int(commit, 16)), float(updated), int(size)
+    stamp, updated, size = raw.split(b" ")
+    return stamp_of(stamp), float(updated), int(size)
 
 
 def born_of(raw: bytes) -> tuple[int, float]:
@@ -219,13 +223,16 @@ def born_of(raw: bytes) -> tuple[int, float]:
     return int(birth, 16), float(created)
 
 
-def heads_of(record: Record) -> tuple[dict[str, Stamp], dict[str, LogView]]:
-    """Return the stamps of sections and the heads of logs."""
+def heads_of(
+    record: Record, tails: Mapping[str, list[bytes]], now: float
+) -> tuple[dict[str, Stamp], dict[str, LogView]]:
+    """Return the stamps of sections, and the heads of logs with their last items."""
     sections: dict[str, Stamp] = {}
     logs: dict[str, LogView] = {}
     for field, raw in record.items():
         if field[:4] == b"log:":
-            logs[plain_name(field[4:])] = log_view(raw)
+            log = plain_name(field[4:])
+            logs[log] = log_view(raw, tails.get(log), now)
         elif field[:8] == b"section:":
             sections[plain_name(field[8:])] = stamp_of(raw)
     return sections, logs
@@ -233,14 +240,13 @@ def heads_of(record: Record) -> tuple[dict[str, Stamp], dict[str, LogView]]:
 
 def _tail(items: list[bytes], head: int, now: float) -> tuple[LogItem, ...]:
     # As `log_item`, written out: this is most of what a turn's read costs here.
-    make = tuple.__new__
     found: list[LogItem] = []
     position = head - len(items)
     for raw in items:
         position += 1
         seq, expires, _, identifier, value = raw.split(b" ", 4)
         if expires == b"-" and b"%" not in identifier:
-            found.append(make(LogItem, (int(seq), position, identifier.decode(), value, None)))
+            found.append(_log_item((int(seq), position, identifier.decode(), value, None)))
         else:
             found.append(log_item(raw, position, now))
     return tuple(found)

@@ -83,7 +83,7 @@ def info_of(scope: StateScope, flat: list[bytes]) -> ScopeInfo | None:
     record = record_of(flat)
     if b"head" not in record:
         return None
-    _, logs = heads_of(record)
+    _, logs = heads_of(record, {}, 0.0)
     stamp, updated, size = head_of(record[b"head"])
     _, created = born_of(record[b"born"])
     return ScopeInfo(

@@ -4,7 +4,7 @@
 -- and Lua's numbers are doubles, so counters are only ever text here.
 --
 -- The state's record is a hash:
---   head     '<version> <commit> <updated> <entry bytes>'; not there when the state is absent
+--   head     '<version>-<commit> <updated> <entry bytes>'; not there when the state is absent
 --   born     '<birth> <created>'
 --   version  of a state that was dropped, for as long as a lease may live
 --   turn     '<nonce> <counter> <until> <since>', or '0 <counter>' when nobody holds it; holder says who

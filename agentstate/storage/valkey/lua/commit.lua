@@ -43,7 +43,7 @@ if m.native and not tonumber(m.native) then m.native = nil end
 if nonce ~= '' and turn_of(m) ~= nonce then return {'lost'} end
 local version, before, born, bytes = record[3] or '0', nil, nil, 0
 if m.head then
-  version, before, bytes = match(m.head, '^(%d+) (%x+) %S+ (%d+)$')
+  version, before, bytes = match(m.head, '^(%d+)%-(%x+) %S+ (%d+)$')
   born, bytes = sub(record[2], 1, 16), tonumber(bytes)
 end
 local alive = is_alive(m) or (m.head and nonce ~= '' and birth == born)
@@ -390,7 +390,7 @@ end
 call('ZADD', base .. 'by-time:kind:' .. tenant .. ':' .. kind, nowtext, body)
 for _, name in ipairs(lists) do call('ZADD', base .. 'by-time:' .. name, nowtext, body) end
 
-put('head', version .. ' ' .. commit .. ' ' .. nowtext .. ' ' .. bytes)
+put('head', stamp .. ' ' .. nowtext .. ' ' .. bytes)
 call('HSET', key('known'), commit, version .. ' ' .. (log_count > 0 and table.concat(heads, ',') or '-') .. ' '
   .. (#counters > 0 and table.concat(counters, ',') or '-'))
 if ARGV[14] == '1' then
