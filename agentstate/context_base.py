@@ -122,7 +122,7 @@ class ContextBase:
                 if self._principal is not None:
                     await turn.frame.log(scope, history.LOG)
                 result = await operation(turn.frame, scope, *args, **kwargs)
-                await self._store.commit_turn(turn, release=True)
+                await self._store.commit_turn(turn)
             except ConflictError:
                 if tried == TRIES - 1:
                     raise

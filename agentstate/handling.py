@@ -212,7 +212,7 @@ async def failed(turn: Turn, request: Request, error: BaseException) -> None:
     if mode == "keep_input":
         _keep_input(turn)
     try:
-        await turn.store.commit_turn(turn, release=True)
+        await turn.store.commit_turn(turn)
     except Exception:  # noqa: BLE001 - the handler's own error is what the caller must see
         warning("what a failed handler left couldn't be stored", handler=request.handler, exc_info=True)
 
@@ -244,7 +244,7 @@ async def finish(turn: Turn, request: Request, result: object) -> None:
         return
     if request.once is not None:
         turn.once = OnceRecord(request.once, request.fingerprint, 0, _storable(result))
-    await turn.store.commit_turn(turn, release=True)
+    await turn.store.commit_turn(turn)
 
 
 def _storable(result: object) -> bytes | None:

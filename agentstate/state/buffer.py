@@ -36,6 +36,15 @@ class _Written(NamedTuple):
     ttl: float | None = None
 
 
+class _Mark(NamedTuple):
+    """What a buffer, and those below it, had done to an entry when a frame over them read it."""
+
+    written: _Written | None
+    delta: int | None
+    cleared: bool
+    below: _Mark | None
+
+
 class Buffer:
     """The changes of one state in a turn or frame."""
 
@@ -73,7 +82,7 @@ class Buffer:
         self._reads: dict[At, Stamp | None] = {}
         self._absent: set[At] = set()
         self._handed: dict[At, tuple[Any, bytes]] = {}
-        self._marks: dict[At, int] = {}
+        self._marks: dict[At, _Mark] = {}
 
     # -- entries -----------------------------------------------------------------------------
 
@@ -133,7 +142,12 @@ class Buffer:
         entry = (self if parent is None else self.root()).snapshot.entries.get(at)
         self._reads[at] = entry.stamp if entry is not None else None
         if parent is not None:
-            self._marks[at] = id(parent.written.get(at))
+            self._marks[at] = parent.mark(at)
+
+    def mark(self, at: At) -> _Mark:
+        """Return what was done to an entry here and below."""
+        below = self.parent.mark(at) if self.parent is not None else None
+        return _Mark(self.written.get(at), self.deltas.get(at), self.cleared, below)
 
     def put(self, at: At, value: Any, ttl: float | None = None) -> None:
         """Set an entry. Raises `UnsupportedValueError` when the value wouldn't come back the same."""
@@ -159,11 +173,25 @@ class Buffer:
             value = self.get(at)
             if type(value) is not int:
                 raise TypeError(f"{at[1]!r} holds {type(value).__name__}, not a number")
-            self.put(at, value + by)
+            self.put(at, value + by, self.ttl_left(at))
             return value + by
         assert not isinstance(now, _Missing)
         self.deltas[at] = self.deltas.get(at, 0) + by
         return (now or 0) + by
+
+    def ttl_left(self, at: At) -> float | None:
+        """Return the lifetime an entry has left as this turn sees it: a new value doesn't lengthen it."""
+        written = self.written.get(at)
+        if written is not None:
+            return written.ttl
+        if self.cleared:
+            return None
+        if self.parent is not None:
+            return self.parent.ttl_left(at)
+        entry = self.snapshot.entries.get(at)
+        if entry is None or entry.expires_at is None:
+            return None
+        return max(entry.expires_at - self.snapshot.now, 0.0)
 
     def keys(self, section: str, stored: Iterable[str]) -> list[str]:
         """Return the keys of a section as this turn sees it; the listing is checked at commit."""
@@ -210,9 +238,16 @@ class Buffer:
             self.owner = owner
 
     @property
-    def owner_kept(self) -> bool:
-        """Whether this turn leaves the owner as it is."""
-        return isinstance(self.owner, Keep)
+    def owned_by(self) -> str | None:
+        """Whose the state is, as this turn sees it."""
+        if not isinstance(self.owner, Keep):
+            return self.owner
+        return self.snapshot.owner if self.parent is None else self.parent.owned_by
+
+    @property
+    def exists(self) -> bool:
+        """Whether the state is there, as this turn sees it."""
+        return self.changed or (bool(self.snapshot.birth) if self.parent is None else self.parent.exists)
 
     @property
     def changed(self) -> bool:
@@ -244,8 +279,7 @@ class Buffer:
                     remedy=f"Call set_variable(..., {at[1]!r}, value) after changing it, or use autosave=True.",
                 )
             now = codec.encode(value)
-            ttl = self.written[at].ttl if at in self.written else None
-            self.written[at] = _Written(now, ttl)
+            self.written[at] = _Written(now, self.ttl_left(at))
             self._handed[at] = (value, now)
 
     # -- ending ------------------------------------------------------------------------------
@@ -259,15 +293,7 @@ class Buffer:
         self._refuse_stale(child)
         if child.cleared:
             self.clear()
-        for at, stamp in child._reads.items():
-            if at not in self.written:
-                self._reads.setdefault(at, stamp)
-        for at, written in child.written.items():
-            self.deltas.pop(at, None)
-            self.written[at] = written
-        for at, delta in child.deltas.items():
-            self.deltas[at] = self.deltas.get(at, 0) + delta
-        self._handed.update(child._handed)
+        self._merge_entries(child)
         for name, log in child.logs.items():
             self.log(name).merge(log)
         self.section_reads |= child.section_reads
@@ -276,14 +302,31 @@ class Buffer:
             if getattr(child, name) is not KEEP:
                 setattr(self, name, getattr(child, name))
 
+    def _merge_entries(self, child: Buffer) -> None:
+        for at, stamp in child._reads.items():
+            if at not in self.written:
+                self._reads.setdefault(at, stamp)
+                mark = child._marks.get(at)
+                if mark is not None and mark.below is not None:
+                    self._marks.setdefault(at, mark.below)
+        for at, written in child.written.items():
+            self.deltas.pop(at, None)
+            self._handed.pop(at, None)
+            self.written[at] = written
+        for at, delta in child.deltas.items():
+            self.increment(at, delta)
+        for at, handed in child._handed.items():
+            self._handed.setdefault(at, handed)
+
     def _refuse_stale(self, child: Buffer) -> None:
-        for at, mark in child._marks.items():
-            if id(self.written.get(at)) != mark:
-                raise ConflictError(
-                    f"{at[1]!r} was changed while a nested handler that had read it was running.",
-                    scope=self.snapshot.scope,
-                    what=at[1],
-                )
+        changed = [at[1] for at, mark in child._marks.items() if self.mark(at) != mark]
+        changed += [name for name, log in child.logs.items() if log.stale]
+        if changed:
+            raise ConflictError(
+                f"{changed[0]!r} was changed while a nested handler that relied on it was running.",
+                scope=self.snapshot.scope,
+                what=changed[0],
+            )
 
     def committed(self, done: Committed) -> None:
         """Lie over the state as a commit of this buffer left it: a turn goes on after it."""

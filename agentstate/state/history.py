@@ -120,8 +120,8 @@ def decode(item: LogItem) -> Message:
 
 async def edit(frame: Frame, scope: StateScope, place: int | Message, message: Message) -> Message:
     """Replace a message; what it was stays in the journal."""
-    buffer = await frame.writable(scope)
     item = await _item(frame, scope, position_of(place))
+    buffer = await frame.writable(scope)
     buffer.log(LOG).edit(item, message.to_bytes())
     return message.at(item.seq, item.position)
 
@@ -144,19 +144,19 @@ async def _item(frame: Frame, scope: StateScope, position: int) -> LogItem:
 
 async def truncate(frame: Frame, scope: StateScope, place: int | Message) -> int:
     """Remove a message and all after it; return how many."""
-    buffer = await frame.writable(scope)
     position = position_of(place)
     end = await frame.next_position(scope, LOG)
     first = await frame.first_position(scope, LOG)
+    buffer = await frame.writable(scope)
     buffer.log(LOG).cut(position)
     return max(end - max(position, first), 0)
 
 
 async def trim(frame: Frame, scope: StateScope, keep: int) -> int:
     """Remove the oldest messages beyond the last ``keep``; return how many."""
-    buffer = await frame.writable(scope)
     end = await frame.next_position(scope, LOG)
     first = await frame.first_position(scope, LOG)
+    buffer = await frame.writable(scope)
     gone = max(end - first - keep, 0)
     if gone:
         buffer.log(LOG).trim(first + gone)

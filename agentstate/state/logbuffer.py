@@ -69,7 +69,9 @@ class LogBuffer:
         if self.parent is not None:
             self.parent.load(items)
         else:
-            self.loaded[:0] = items
+            # Another read may have brought some of them meanwhile.
+            known = self.loaded[0].position if self.loaded else self.next_position
+            self.loaded[:0] = [item for item in items if item.position < known]
 
     def items(self, start: int, end: int) -> list[LogItem]:
         """Return loaded items with ``start <= position < end``, as this turn sees them.
@@ -128,6 +130,8 @@ class LogBuffer:
         if position > self.end:
             del self.pending[: position - self.end]
         self.start = min(max(position, self.start), self.end)
+        if self._edits:
+            self._edits = {at: edit for at, edit in self._edits.items() if at >= self.start}
 
     def edit(self, item: LogItem, value: bytes) -> None:
         """Replace the value of an item that `items` returned."""
@@ -154,14 +158,21 @@ class LogBuffer:
             self.loaded = []
         self._origin = self.start, self.end = self._bounds()
 
+    @property
+    def stale(self) -> bool:
+        """Whether the parent's log moved under the positions at which this frame changed it."""
+        if self.parent is None or self._origin == self._bounds():
+            return False
+        return bool(self._edits) or (self.start, self.end) != self._origin
+
     def merge(self, child: LogBuffer) -> None:
-        """Take over what a frame did."""
-        if child.start > self.start:
-            self.trim(child.start)
+        """Take over what a frame did; its positions are this buffer's until the trim."""
         for position, edit in child._edits.items():
             self.edit(LogItem(edit.seq, position, "", b""), edit.value)
         if child.end < child._origin[1]:
             self.cut(child.end)
+        if child.start > self.start:
+            self.trim(child.start)
         self.pending.extend(child.pending)
         self.was_read |= child.was_read
 

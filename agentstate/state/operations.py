@@ -25,8 +25,8 @@ METADATA = "metadata"
 async def get_many(frame: Frame, scope: StateScope, section: str, keys: Sequence[str] | None) -> dict[str, Any]:
     """Return several values of a section, all without ``keys``; absent ones are left out."""
     wanted = await frame.keys(scope, section) if keys is None else keys
-    found = {key: await frame.get(scope, (section, key)) for key in wanted}
-    return {key: value for key, value in found.items() if value is not MISSING}
+    found = await frame.get_many(scope, [(section, key) for key in wanted])
+    return {key: value for (_, key), value in found.items()}
 
 
 async def set_many(frame: Frame, scope: StateScope, section: str, values: Mapping[str, Any]) -> None:
@@ -62,19 +62,18 @@ async def whole(frame: Frame, scope: StateScope, user_id: str | None, *, create:
     """Return the whole state; with ``create`` it is made, and gets an owner, if need be."""
     messages = await history.read(frame, scope, None, None, None)
     buffer = await frame.buffer(scope)
-    base = buffer.snapshot
-    owner = base.owner if buffer.owner_kept else buffer.owner
-    if (not base.birth and not buffer.changed) and not create:
+    base, owner, exists = buffer.snapshot, buffer.owned_by, buffer.exists
+    if not exists and not create:
         raise not_found(scope)
     if user_id is not None and owner not in (None, user_id):
         raise not_found(scope)
-    if create and ((not base.birth and not buffer.changed) or (user_id is not None and owner is None)):
+    if create and (not exists or (user_id is not None and owner is None)):
         (await frame.writable(scope)).touch(owner if user_id is None else user_id)
         owner = owner if user_id is None else user_id
     now = frame.turn.store.clock()
     return ConversationState(
         context_id=scope.id,
-        user_id=owner if isinstance(owner, str) else None,
+        user_id=owner,
         created_at=base.created_at or now,
         updated_at=base.updated_at or now,
         version=base.stamp.version if base.stamp is not None else 0,
@@ -93,7 +92,7 @@ async def adopt(frame: Frame, scope: StateScope, user_id: str) -> None:
     """Give a state that is nobody's to a user."""
     await frame.log(scope, history.LOG)
     buffer = await frame.writable(scope)
-    if not buffer.snapshot.birth or buffer.snapshot.owner not in (None, user_id):
+    if not buffer.exists or buffer.owned_by not in (None, user_id):
         raise not_found(scope)
     buffer.touch(user_id)
 

@@ -13,18 +13,19 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 import time
 from typing import TYPE_CHECKING
 from weakref import WeakSet
 
 from agentstate.errors import (
+    CommitUnknownError,
     ContextNotFoundError,
     StateError,
     TurnInProgressError,
     TurnTimeoutError,
 )
 from agentstate.observability import debug, debugging, warning
+from agentstate.state.holders import describe
 from agentstate.state.line import Ticket, TurnLine
 from agentstate.state.record import Origin, encode_failure, encode_record
 from agentstate.state.renewal import LEASE_SECONDS, renewer
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from agentstate.scope import StateScope
+    from agentstate.state.buffer import Buffer
     from agentstate.state.settings import TurnSettings
     from agentstate.storage.protocol import Committed, Lease, Part, Snapshot, Storage
 
@@ -220,28 +222,58 @@ class Store:
         work = self.storage.commit([part], commit_id=new_id())
         return (await (work if self._inline else settle(work, taskless=self._taskless)))[0]
 
-    async def commit_turn(self, turn: Turn, *, release: bool) -> tuple[Committed, ...]:
-        """Commit what a turn has changed; with ``release`` the turn ends, whatever happens."""
-        try:
-            for buffer in turn.frame.buffers.values():
-                buffer.settle_handed(autosave=turn.settings.autosave)
-            turn.check_open()
-        except BaseException:
-            if release:
-                await self.abandon(turn)
-            raise
-        changed = [(s, b) for s, b in turn.frame.buffers.items() if b.changed or (turn.once and s == turn.scope)]
+    async def publish(self, turn: Turn) -> tuple[Committed, ...]:
+        """Commit what a turn has changed so far; the turn goes on over what that left."""
+        changed = self._changed(turn)
         if not changed:
-            if release:
-                await self.abandon(turn)
             return ()
         parts = [self._part(turn, scope, buffer.part()) for scope, buffer in changed]
-        done = await self._send(turn, parts, release=release)
+        turn.publishing = asyncio.Event()
+        work = self._publish(turn, [buffer for _, buffer in changed], parts)
+        return await (work if self._inline else settle(work, taskless=self._taskless))
+
+    async def _publish(self, turn: Turn, buffers: list[Buffer], parts: list[Part]) -> tuple[Committed, ...]:
+        plain, turn.plain = turn.plain, False
+        try:
+            done = await self.storage.commit(parts, commit_id=new_id(), lease=turn.lease)
+            for buffer, one in zip(buffers, done, strict=True):
+                buffer.committed(one)
+        except CommitUnknownError as error:
+            turn.unknown = error
+            raise
+        finally:
+            event, turn.publishing, turn.plain = turn.publishing, None, plain
+            assert event is not None
+            event.set()
+        self._say_committed(turn, done)
+        return done
+
+    def _changed(self, turn: Turn) -> list[tuple[StateScope, Buffer]]:
+        for buffer in turn.frame.buffers.values():
+            buffer.settle_handed(autosave=turn.settings.autosave)
+        turn.check_open()
+        return [(s, b) for s, b in turn.frame.buffers.items() if b.changed or (turn.once and s == turn.scope)]
+
+    def _say_committed(self, turn: Turn, done: tuple[Committed, ...]) -> None:
         if debugging():
             debug("commit", **_who(turn.origin, turn.scope), stamp=str(done[0].stamp), states=len(done))
-        if not release:
-            for (_, buffer), one in zip(changed, done, strict=True):
-                buffer.committed(one)
+
+    async def commit_turn(self, turn: Turn) -> tuple[Committed, ...]:
+        """Commit what a turn has changed, and end it, whatever happens."""
+        try:
+            if turn.publishing is not None:
+                await turn.quiet()
+            changed = self._changed(turn)
+            parts = [self._part(turn, scope, buffer.part()) for scope, buffer in changed]
+        except BaseException:
+            await self._abandon_quietly(turn)
+            raise
+        if not changed:
+            await self.abandon(turn)
+            return ()
+        turn.frame.open = False  # what comes now would not be in this commit
+        done = await self._send(turn, parts)
+        self._say_committed(turn, done)
         return done
 
     def _part(self, turn: Turn, scope: StateScope, part: Part) -> Part:
@@ -254,22 +286,17 @@ class Store:
         part.record = encode_record(part, turn.origin, self.clock())
         return part
 
-    async def _send(self, turn: Turn, parts: list[Part], *, release: bool) -> tuple[Committed, ...]:
+    async def _send(self, turn: Turn, parts: list[Part]) -> tuple[Committed, ...]:
         ticket = turn.ticket
-        hand_over = release and ticket is not None and self._line.next_waits(ticket)
+        hand_over = ticket is not None and self._line.next_waits(ticket)
         commit_id = new_id()
         once = turn.once._replace(commit_id=commit_id) if turn.once is not None else None
         lease = turn.lease
-        work = self.storage.commit(
-            parts, commit_id=commit_id, lease=lease, release=release and not hand_over, once=once
-        )
-        turn.once = None
-        if not release:
-            return await (work if self._inline else settle(work, taskless=self._taskless))
+        work = self.storage.commit(parts, commit_id=commit_id, lease=lease, release=not hand_over, once=once)
         try:
             done = await (work if self._inline else settle(work, taskless=self._taskless))
         except BaseException:
-            await self.abandon(turn)
+            await self._abandon_quietly(turn)
             raise
         turn.close()
         if ticket is not None:
@@ -287,12 +314,19 @@ class Store:
         elif failure is not None:
             await settle(self.storage.leave(turn.scope, 0, failure=failure))
 
+    async def _abandon_quietly(self, turn: Turn) -> None:
+        """End a turn for an error that the caller must see, whatever the storage says to this."""
+        try:
+            await self.abandon(turn)
+        except Exception:  # noqa: BLE001 - the first error is raised; this one is in the log
+            warning("a turn couldn't be given back", **_who(turn.origin, turn.scope), exc_info=True)
+
     async def fail(self, turn: Turn, error: BaseException, messages: list[dict[str, Any]], once: str | None) -> None:
         """End a turn whose handler failed; the journal keeps one record of it."""
         failure = encode_failure(turn.origin, self.clock(), error, once, messages)
         try:
             await self.abandon(turn, failure)
-        except StateError:
+        except Exception:  # noqa: BLE001
             # The handler's own error is what the caller must see; the storage's is in the log.
             warning("a failed turn couldn't be recorded", **_who(turn.origin, turn.scope), exc_info=True)
 
@@ -350,22 +384,12 @@ def not_found(scope: StateScope) -> ContextNotFoundError:
     return ContextNotFoundError(f"There is no {scope} for this caller.", scope=scope)
 
 
-_process = f" in {socket.gethostname()}:{os.getpid()}"
-
-
 _stores: WeakSet[Store] = WeakSet()
 
 
-def _renewed_child() -> None:
-    global _process  # noqa: PLW0603 - the child has another process id
+def _begin_anew_in_child() -> None:
     for store in _stores:
         store.forget_line()
-    _process = f" in {socket.gethostname()}:{os.getpid()}"
 
 
-os.register_at_fork(after_in_child=_renewed_child)
-
-
-def describe(handler: str) -> str:
-    """Name a holder for other processes."""
-    return f"{handler}{_process}"
+os.register_at_fork(after_in_child=_begin_anew_in_child)

@@ -17,9 +17,10 @@ from contextvars import ContextVar
 from hashlib import blake2b
 from math import inf
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from agentstate.errors import (
+    CommitUnknownError,
     ConflictError,
     LeaseLostError,
     ReadOnlyTurnError,
@@ -28,23 +29,20 @@ from agentstate.errors import (
     UnsupportedError,
 )
 from agentstate.randomness import random_bits
-from agentstate.state.buffer import MISSING, Buffer
+from agentstate.state.access import Access
+from agentstate.state.buffer import Buffer
 from agentstate.state.renewal import renewer
-from agentstate.storage.protocol import Wants
 
 if TYPE_CHECKING:
     from agentstate.scope import StateScope
     from agentstate.state.line import Ticket
-    from agentstate.state.logbuffer import LogBuffer
     from agentstate.state.record import Origin
     from agentstate.state.renewal import Renewed
     from agentstate.state.settings import TurnSettings
     from agentstate.state.store import Store
-    from agentstate.storage.protocol import Committed, Lease, LogItem, LogView, OnceRecord, Snapshot
+    from agentstate.storage.protocol import Committed, Lease, OnceRecord, Snapshot, Wants
 
 At = tuple[str, str]
-ALL = 2**31
-
 current: ContextVar[Frame | None] = ContextVar("agentstate_frame", default=None)
 """The innermost frame that the running code belongs to."""
 
@@ -61,6 +59,9 @@ class Turn:
         lazy: nothing was read at the start; each need is loaded when it comes. So are calls
             outside of turns: their own small unit of work.
         principal: who asks; ``None`` when the host doesn't know.
+        plain: calls need nothing but the buffer: the usual case.
+        publishing: set while a commit half-way is under way: whoever would change something waits
+            for it, since what changed meanwhile would be taken for a part of it.
     """
 
     __slots__ = (
@@ -78,11 +79,13 @@ class Turn:
         "origin",
         "plain",
         "principal",
+        "publishing",
         "renewed",
         "scope",
         "settings",
         "store",
         "ticket",
+        "unknown",
     )
 
     def __init__(
@@ -106,9 +109,11 @@ class Turn:
         self.lazy = lazy
         self.principal = principal
         self.closed = False
+        self.publishing: asyncio.Event | None = None
         self.ticket: Ticket | None = None
         self.lease: Lease | None = None
         self.renewed: Renewed | None = None
+        self.unknown: CommitUnknownError | None = None
         self.once: OnceRecord | None = None
         self.once_key: str | None = None
         self.messages = 0
@@ -139,8 +144,15 @@ class Turn:
                 scope=self.scope,
                 remedy="Raise turn_timeout=, or commit what is done with context.commit() in shorter handlers.",
             )
+        if self.unknown is not None:  # to commit the rest might commit this part twice
+            raise self.unknown
         if self.renewed is not None and self.renewed.lost:
             raise LeaseLostError(f"Another holder took the turn of {self.scope}.", scope=self.scope)
+
+    async def quiet(self) -> None:
+        """Wait until no commit half-way is under way."""
+        while self.publishing is not None:
+            await self.publishing.wait()
 
     def next_message_id(self) -> str | None:
         """Return the id of this turn's next message when it derives from an idempotency key.
@@ -160,10 +172,12 @@ class Turn:
         """
         base = buffer.snapshot
         more = await self.store.read(base.scope, wants, principal=self.principal)
+        base.now = more.now
         if self.lazy and base.stamp is None and not base.birth:
             base.stamp, base.birth, base.owner = more.stamp, more.birth, more.owner
             base.created_at, base.updated_at, base.expires_at = more.created_at, more.updated_at, more.expires_at
             base.sections, base.logs, base.labels = more.sections, more.logs, more.labels
+            base.entry_bytes = more.entry_bytes
             self.lazy = False
         elif more.stamp != base.stamp:
             raise ConflictError(
@@ -176,7 +190,7 @@ class Turn:
         return more
 
 
-class Frame:
+class Frame(Access):
     """What a handler's context works on."""
 
     __slots__ = ("_lock", "buffers", "open", "parent", "turn")
@@ -248,11 +262,13 @@ class Frame:
         Raises:
             UnsupportedError: the backend can't commit several states as one.
         """
+        turn = self.turn
+        if turn.publishing is not None:
+            await turn.quiet()
         self.check_open()
         found = self.buffers.get(scope)
         if found is not None:
             return found
-        turn = self.turn
         if not turn.store.storage.capabilities.atomic_scopes:
             raise UnsupportedError(
                 f"{turn.store.storage.name} can't commit {scope} together with {turn.scope}.",
@@ -282,104 +298,11 @@ class Frame:
             )
         return buffer
 
-    # -- entries -----------------------------------------------------------------------------
-
-    async def _ensure(self, buffer: Buffer, at: At) -> None:
-        if buffer.peek(at) is MISSING:
-            self.turn.store.learn(self.turn.origin.handler, at)
-            more = await self.turn.load(buffer, Wants((), (at,), (), 0))
-            buffer.load(at, more.entries.get(at))
-
-    async def get(self, scope: StateScope, at: At) -> Any:
-        """Return a value, `MISSING` when absent."""
-        buffer = await self.buffer(scope)
-        await self._ensure(buffer, at)
-        return buffer.get(at)
-
-    async def set(self, scope: StateScope, at: At, value: Any, ttl: float | None = None) -> None:
-        """Set a value."""
-        (await self.writable(scope)).put(at, value, ttl)
-
-    async def delete(self, scope: StateScope, at: At) -> bool:
-        """Delete a value; say whether it was there."""
-        buffer = await self.writable(scope)
-        await self._ensure(buffer, at)
-        there = buffer.peek(at) is not None
-        buffer.delete(at)
-        return there
-
-    async def increment(self, scope: StateScope, at: At, by: int) -> int:
-        """Add to a number and return it as this turn sees it."""
-        buffer = await self.writable(scope)
-        await self._ensure(buffer, at)
-        return buffer.increment(at, by)
-
-    async def keys(self, scope: StateScope, section: str) -> list[str]:
-        """Return the keys of a section, in order."""
-        buffer = await self.buffer(scope)
-        base = buffer.snapshot
-        if base.complete:
-            return buffer.keys(section, [key for name, key in base.entries if name == section])
-        if self.turn.lazy:
-            await self.turn.load(buffer, Wants((), (), (), 0))
-        stored: list[str] = []
-        cursor: str | None = None
-        while True:
-            page = await self.turn.store.storage.scan(scope, section, cursor=cursor, limit=1000)
-            stored += [key for key, _ in page.entries]
-            cursor = page.cursor
-            if cursor is None:
-                return buffer.keys(section, stored)
-
-    # -- logs --------------------------------------------------------------------------------
-
-    async def items(
-        self, scope: StateScope, log: str, start: int | None, end: int | None, *, tail: int | None = None
-    ) -> list[LogItem]:
-        """Return log items with ``start <= position < end``; open bounds are the log's.
-
-        ``tail`` says how many of the last items a first load should bring; ``None`` all.
-        """
-        found = await self.log(scope, log, tail=tail)
-        low = found.start if start is None else start
-        high = found.next_position if end is None else end
-        gap = found.missing(low, high)
-        if gap is not None:
-            page = await self.turn.store.storage.read_log(scope, log, start=gap[0], end=gap[1])
-            self._check_page(self.buffers[scope], log, page.view)
-            found.load(page.items)
-        return found.items(low, high)
-
-    async def log(self, scope: StateScope, log: str, *, tail: int | None = 0) -> LogBuffer:
-        """Return the buffer of a log, its head loaded."""
-        buffer = await self.buffer(scope)
-        if self.turn.lazy:
-            await self.turn.load(buffer, Wants((), (), ((log, ALL if tail is None else tail),), 0))
-        return buffer.log(log)
-
-    async def next_position(self, scope: StateScope, log: str, *, tail: int = 0) -> int:
-        """Return where the next item goes."""
-        return (await self.log(scope, log, tail=tail)).next_position
-
-    async def first_position(self, scope: StateScope, log: str) -> int:
-        """Return the position of the first item."""
-        return (await self.log(scope, log)).start
-
-    def _check_page(self, buffer: Buffer, log: str, view: LogView | None) -> None:
-        base = buffer.snapshot.logs.get(log)
-        if view is None or base is None or view.stamp != base.stamp:
-            raise ConflictError(
-                f"{log} of {buffer.snapshot.scope} changed while this turn was reading it.",
-                scope=buffer.snapshot.scope,
-                expected=base.stamp if base else None,
-                found=view.stamp if view else None,
-                what=log,
-            )
-
     # -- committing --------------------------------------------------------------------------
 
     async def commit(self) -> tuple[Committed, ...]:
         """Publish what the turn has changed so far, and go on."""
+        await self.turn.quiet()
         self.check_open()
         if self.parent is not None and self.parent.turn is self.turn:
             raise UnsupportedError(
@@ -387,7 +310,7 @@ class Frame:
                 scope=self.turn.scope,
                 remedy="Commit in the outer handler.",
             )
-        return await self.turn.store.commit_turn(self.turn, release=False)
+        return await self.turn.store.publish(self.turn)
 
 
 _ENDED = Frame.__new__(Frame)
