@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from agentstate.cli import cleaning, configuration, listing, showing
+from agentstate.cli import cleaning, configuration, listing, showing, skill
 from agentstate.cli.exits import guarded
 
 __all__ = ["app"]
@@ -32,6 +32,7 @@ app = typer.Typer(
     invoke_without_command=True,
 )
 app.add_typer(configuration.app, name="config")
+app.add_typer(skill.app, name="skill")
 app.command("ls")(listing.ls)
 app.command("show")(showing.show)
 app.command("cleanup")(cleaning.cleanup)

@@ -1,0 +1,1 @@
+"""The agent's skills. Importing one registers it."""
