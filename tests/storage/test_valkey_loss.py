@@ -2,6 +2,8 @@
 
 import asyncio
 import itertools
+import os
+import signal
 
 import pytest
 
@@ -225,6 +227,24 @@ class TestServerLoss:
         total, ids = await counted(storage)
         assert (total, len(ids), len(set(ids))) == (200, 200, 200)
         await storage.close()
+
+    async def test_a_stopped_server(self):
+        """A server that stops answering for a while gets commits several times, and does them once."""
+        with ValkeyServer() as server:
+            storage = ValkeyStorage(server.url, socket_timeout=0.1, socket_connect_timeout=0.1)
+            await add(storage, "first")
+            os.kill(server.pid, signal.SIGSTOP)
+            try:
+                commits = [asyncio.create_task(add(storage, number)) for number in range(20)]
+                await asyncio.wait(commits, timeout=0.6)
+                assert not any(commit.done() for commit in commits)
+            finally:
+                os.kill(server.pid, signal.SIGCONT)
+            done = await asyncio.gather(*commits)
+            assert sorted(one.counters["variables", "n"] for one in done) == list(range(2, 22))
+            total, ids = await counted(storage)
+            assert (total, len(set(ids)), len(ids)) == (21, 21, 21)
+            await storage.close()
 
     @pytest.mark.crash
     async def test_kill_nine(self):
