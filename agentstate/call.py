@@ -10,7 +10,7 @@ from agentstate.context import ConversationContext
 from agentstate.errors import ContextIdError
 from agentstate.handling import Request, in_turn
 from agentstate.ids import CONTEXT_NAMES, context_id_of
-from agentstate.principal import of_call
+from agentstate.principal import ANONYMOUS, of_call
 from agentstate.scope import StateScope, check_id
 from agentstate.text import message_text
 
@@ -75,7 +75,9 @@ class Call:
         if owner is None:
             principal = of_call((*self.args, *self.kwargs.values()))
         else:
-            principal = owner(*self.args, **self.kwargs) if callable(owner) else owner
+            principal = (owner(*self.args, **self.kwargs) if callable(owner) else owner) or ANONYMOUS
+            if principal:
+                check_id(principal, "owner")
         once = plan.once(*self.args, **self.kwargs) if plan.once is not None else None
         _, settings, run_without = self.bound
         fingerprint = self._fingerprint() if once is not None else ""

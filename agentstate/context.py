@@ -18,8 +18,7 @@ from agentstate.scope import StateScope
 from agentstate.state import history, operations
 from agentstate.state.buffer import MISSING
 from agentstate.state.operations import METADATA, VARIABLES
-from agentstate.state.store import not_found
-from agentstate.state.turn import Frame, current
+from agentstate.state.turn import Frame, current, not_found
 from agentstate.storage.protocol import ANY, Increment, Part
 from agentstate.validation import as_type_of
 

@@ -74,7 +74,7 @@ async def in_turn(store: Store, request: Request, run: Callable[[Frame], Awaitab
     """
     joined = Frame.joined(store, request.scope)
     if joined is not None:
-        return await in_child_frame(joined, run)
+        return await in_child_frame(joined, request, run)
     turn = await enter(store, request)
     if isinstance(turn, Outcome):
         return turn.result  # type: ignore[no-any-return]
@@ -87,29 +87,28 @@ async def in_turn(store: Store, request: Request, run: Callable[[Frame], Awaitab
     except BaseException as error:
         await failed(turn, request, error)
         raise
-    try:
-        await finish(turn, request, result)
-    except ConflictError as error:
-        if error.what != "once":
-            raise
-        return (await known(store, request)).result  # type: ignore[no-any-return]
-    return result
+    return await conclude(turn, request, result)
 
 
-async def in_child_frame(joined: Frame, run: Callable[[Frame], Awaitable[R]]) -> R:
+async def in_child_frame(joined: Frame, request: Request, run: Callable[[Frame], Awaitable[R]]) -> R:
     """Run a nested handler in a frame: merged when it succeeds, dropped on its error."""
     async with joined.lock:
-        frame = joined.child()
+        frame = child(joined, request)
         token = current.set(frame)
         try:
             result = await run(frame)
-            joined.merge(frame)
+            await joined.merge(frame)
         finally:
             frame.open = False
             current.reset(token)
     if joined is joined.turn.frame and joined.turn.settings.commit == "immediate":
         await joined.commit()
     return result
+
+
+def child(joined: Frame, request: Request) -> Frame:
+    """Return the frame of a nested handler."""
+    return joined.child(principal=request.principal, read_only=request.settings.turns == "read")
 
 
 async def enter(store: Store, request: Request) -> Turn | Outcome:
@@ -174,13 +173,25 @@ def outcome(record: OnceRecord, request: Request) -> Outcome:
     return Outcome(codec.decode(record.result))
 
 
-async def known(store: Store, request: Request) -> Outcome:
+async def conclude(turn: Turn, request: Request, result: R) -> R:
+    """Commit a turn whose handler succeeded; return its result, or that of a delivery which was first."""
+    store = turn.store
+    try:
+        await finish(turn, request, result)
+    except ConflictError:
+        first = await _known(store, request) if request.once is not None else None
+        if first is None:
+            raise
+        return first.result  # type: ignore[no-any-return]
+    return result
+
+
+async def _known(store: Store, request: Request) -> Outcome | None:
     """Return what another delivery of the same key stored meanwhile."""
     from agentstate.storage.protocol import Wants
 
     snapshot = await store.storage.read(request.scope, Wants((), (), (), 0), once=request.once)
-    assert snapshot.once is not None
-    return outcome(snapshot.once, request)
+    return outcome(snapshot.once, request) if snapshot.once is not None else None
 
 
 def begin(turn: Turn) -> Any:
@@ -229,6 +240,8 @@ def _keep_input(turn: Turn) -> None:
 
     old = turn.frame.buffers[turn.scope]
     kept = Buffer(old.snapshot)
+    if isinstance(old.owner, str):
+        kept.touch(old.owner)
     found = old.logs.get(history.LOG)
     if found is not None:
         for one in found.pending:
@@ -263,11 +276,11 @@ async def open_turn(context: ConversationContext, context_id: str, name: str) ->
     joined = Frame.joined(context.store, scope)
     if joined is not None:
         async with joined.lock:
-            frame = joined.child()
+            frame = child(joined, request)
             token = current.set(frame)
             try:
                 yield ConversationContext.in_frame(frame).conversation(context_id)
-                joined.merge(frame)
+                await joined.merge(frame)
             finally:
                 frame.open = False
                 current.reset(token)

@@ -82,7 +82,7 @@ class _Pump:
         joined = Frame.joined(store, request.scope)
         if joined is not None:
             with suppress(_Early):
-                await in_child_frame(joined, lambda frame: self._drive(frame, request))
+                await in_child_frame(joined, request, lambda frame: self._drive(frame, request))
             return
         turn = await enter(store, request)
         if isinstance(turn, Outcome):

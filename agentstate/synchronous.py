@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from agentstate.context import ConversationContext
 from agentstate.errors import TurnError
-from agentstate.handling import Outcome, enter, failed, finish
+from agentstate.handling import Outcome, child, conclude, enter, failed
 from agentstate.state.turn import Frame, current
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from agentstate.call import Call
     from agentstate.conversation import Conversation
+    from agentstate.handling import Request
 
 R = TypeVar("R")
 
@@ -73,7 +74,7 @@ def run_sync(call: Call) -> Any:
     store = call.bound.store
     joined = Frame.joined(store, request.scope)
     if joined is not None:
-        return _run_joined(call, joined)
+        return _run_joined(call, request, joined)
     turn = wait_for(enter(store, request))
     if isinstance(turn, Outcome):
         return turn.result
@@ -82,21 +83,24 @@ def run_sync(call: Call) -> Any:
     except BaseException as error:
         wait_for(failed(turn, request, error))
         raise
-    wait_for(finish(turn, request, result))
-    return result
+    return wait_for(conclude(turn, request, result))
 
 
-def _run_joined(call: Call, joined: Frame) -> Any:
+def _run_joined(call: Call, request: Request, joined: Frame) -> Any:
     loop = joined.turn.loop
 
     async def begin() -> Frame:
         await joined.lock.acquire()
-        return joined.child()
+        try:
+            return child(joined, request)
+        except BaseException:
+            joined.lock.release()
+            raise
 
     async def end(frame: Frame, *, merge: bool) -> None:
         try:
             if merge:
-                joined.merge(frame)
+                await joined.merge(frame)
         finally:
             frame.open = False
             joined.lock.release()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from agentstate.errors import ConflictError, ContextNotFoundError
 from agentstate.exchange.files import written
 from agentstate.exchange.lines import Count, Entry, Head, Item, first_line, write
-from agentstate.state.store import not_found
+from agentstate.state.turn import not_found
 from agentstate.storage.protocol import Wants
 
 if TYPE_CHECKING:

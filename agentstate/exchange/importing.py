@@ -11,7 +11,7 @@ from agentstate.errors import ConflictError
 from agentstate.exchange.files import records
 from agentstate.exchange.lines import Count, Entry, Head, Item
 from agentstate.state.history import LOG as HISTORY
-from agentstate.state.store import not_found
+from agentstate.state.turn import not_found
 from agentstate.storage.protocol import ANY, KEEP, Append, Increment, Part, Put, Wants
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ import asyncio
 from typing import TYPE_CHECKING, cast
 
 from agentstate.errors import TurnClosedError
-from agentstate.handling import enter, failed, finish
+from agentstate.handling import child, enter, failed, finish
 from agentstate.state.record import Origin
 from agentstate.state.turn import Frame, Turn, current, new_id
 
@@ -110,7 +110,7 @@ class LateTurn:
             if joined is not None:
                 await joined.lock.acquire()
                 self._joined = joined
-                return joined.child()
+                return self._inside(joined, request)
             turn = await enter(store, request)
         finally:
             current.reset(token)
@@ -141,16 +141,24 @@ class LateTurn:
         # From here on a change would come too late for the commit: it raises instead of getting lost.
         frame.open = False
         if self._joined is not None:
-            self._leave(self._joined, frame, merge=error is None)
+            await self._leave(self._joined, frame, merge=error is None)
         elif error is None:
             await finish(frame.turn, request, None)
         else:
             await failed(frame.turn, request, error)
 
-    def _leave(self, joined: Frame, frame: Frame, *, merge: bool) -> None:
+    def _inside(self, joined: Frame, request: Request) -> Frame:
+        try:
+            return child(joined, request)
+        except BaseException:
+            self._joined = None
+            joined.lock.release()
+            raise
+
+    async def _leave(self, joined: Frame, frame: Frame, *, merge: bool) -> None:
         try:
             if merge:
-                joined.merge(frame)
+                await joined.merge(frame)
         finally:
             joined.lock.release()
 

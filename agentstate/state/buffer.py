@@ -237,6 +237,11 @@ class Buffer:
         if isinstance(owner, str):
             self.owner = owner
 
+    def claim(self, principal: str) -> None:
+        """Make a state that this turn creates, or creates anew, its principal's."""
+        if (self.cleared or not self.snapshot.birth) and not isinstance(self.owner, str):
+            self.owner = principal
+
     @property
     def owned_by(self) -> str | None:
         """Whose the state is, as this turn sees it."""
@@ -367,6 +372,7 @@ class Buffer:
         part = Part(
             scope=base.scope,
             birth=base.birth or ANY,
+            base=base.stamp if isinstance(self.owner, str) else ANY,  # of two who take it, one gets it
             checks=self._checks(),
             clear=self.cleared,
             owner=self.owner,

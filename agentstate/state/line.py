@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from agentstate.errors import TurnInProgressError, TurnTimeoutError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from agentstate.scope import StateScope
     from agentstate.storage.protocol import Lease
@@ -38,14 +38,14 @@ class Ticket:
         holder: who has it, for error messages.
         lease: the storage's lease when it was handed over together with the ticket.
         handed: how many times in a row the lease was handed over.
-        waits_for: the scope whose turn this turn's handler waits for.
+        waits_for: the scopes whose turns this turn's handler, or one inside it, waits for.
     """
 
     scope: StateScope
     holder: str
     lease: Lease | None = None
     handed: int = 0
-    waits_for: StateScope | None = None
+    waits_for: tuple[StateScope, ...] = ()
 
 
 @dataclass(slots=True)
@@ -62,6 +62,8 @@ class TurnLine:
         self._give_back = give_back
         self._lock = threading.Lock()
         self._lines: dict[StateScope, _Line] = {}
+        # Tickets on their way to a waiter: it takes its own, or passes it on when it leaves.
+        self._served: dict[asyncio.Future[Ticket], Ticket] = {}
 
     def take(self, scope: StateScope, holder: str) -> Ticket | None:
         """Return the ticket if nobody has it."""
@@ -73,7 +75,7 @@ class TurnLine:
             return ticket
 
     async def wait(
-        self, scope: StateScope, holder: str, *, seconds: float, max_waiting: int, held: Ticket | None
+        self, scope: StateScope, holder: str, *, seconds: float, max_waiting: int, held: Sequence[Ticket]
     ) -> Ticket:
         """Return the ticket when it is this caller's.
 
@@ -82,7 +84,7 @@ class TurnLine:
             holder: who wants it.
             seconds: how long to wait.
             max_waiting: how many may wait.
-            held: the ticket of the turn this caller runs in, if any.
+            held: the tickets of the turns this caller runs in.
 
         Raises:
             TurnTimeoutError: it took too long.
@@ -105,11 +107,11 @@ class TurnLine:
             self._abandon(scope, future)
             raise
         finally:
-            if held is not None:
-                held.waits_for = None
+            for one in held:
+                one.waits_for = tuple(other for other in one.waits_for if other != scope)
 
     def _join(
-        self, scope: StateScope, holder: str, max_waiting: int, held: Ticket | None
+        self, scope: StateScope, holder: str, max_waiting: int, held: Sequence[Ticket]
     ) -> asyncio.Future[Ticket] | Ticket:
         with self._lock:
             line = self._lines.get(scope)
@@ -123,35 +125,40 @@ class TurnLine:
                     scope=scope,
                     remedy="Try again later, or raise max_waiting=.",
                 )
-            if held is not None:
-                self._refuse_deadlock(scope, held)
-                held.waits_for = scope
+            self._refuse_deadlock(scope, held)
+            for one in held:
+                one.waits_for += (scope,)
             future: asyncio.Future[Ticket] = asyncio.get_running_loop().create_future()
             line.waiting.append((future, holder))
             return future
 
-    def _refuse_deadlock(self, scope: StateScope, held: Ticket) -> None:
-        wanted: StateScope | None = scope
-        while wanted is not None:
-            line = self._lines.get(wanted)
+    def _refuse_deadlock(self, scope: StateScope, held: Sequence[Ticket]) -> None:
+        wanted, seen = [scope], {scope}
+        while held and wanted:
+            line = self._lines.get(wanted.pop())
             if line is None:
-                return
-            if line.holder is held:
+                continue
+            if line.holder in held:
                 raise TurnInProgressError(
-                    f"The turn of {scope} waits for the turn of {held.scope}, which would wait for it: a deadlock.",
+                    f"The turn of {scope} waits for the turn of {line.holder.scope}, which would wait for it: "
+                    "a deadlock.",
                     scope=scope,
                     remedy="Take the turns of several scopes in one order, or call without waiting inside a turn.",
                 )
-            wanted = line.holder.waits_for
+            wanted += [one for one in line.holder.waits_for if one not in seen]
+            seen.update(wanted)
 
     def _abandon(self, scope: StateScope, future: asyncio.Future[Ticket]) -> None:
         if future.done() and not future.cancelled() and future.exception() is None:
             self._pass_on(future.result())
             return
         with self._lock:
+            served = self._served.pop(future, None)
             line = self._lines.get(scope)
             if line is not None:
                 line.waiting = deque(pair for pair in line.waiting if pair[0] is not future)
+        if served is not None:
+            self._pass_on(served)
 
     def next_waits(self, ticket: Ticket) -> bool:
         """Whether the lease should be kept for the next in this process's line."""
@@ -175,13 +182,17 @@ class TurnLine:
                 following = Ticket(ticket.scope, holder, lease, handed)
                 # A closed loop has nobody left to serve.
                 with suppress(RuntimeError):
-                    future.get_loop().call_soon_threadsafe(self._serve, future, following)
-                    line.holder = following
+                    future.get_loop().call_soon_threadsafe(self._serve, future)
+                    self._served[future] = line.holder = following
                     return None
             del self._lines[ticket.scope]
             return lease
 
-    def _serve(self, future: asyncio.Future[Ticket], ticket: Ticket) -> None:
+    def _serve(self, future: asyncio.Future[Ticket]) -> None:
+        with self._lock:
+            ticket = self._served.pop(future, None)
+        if ticket is None:
+            return
         if future.done():
             self._pass_on(ticket)
         else:

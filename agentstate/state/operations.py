@@ -8,7 +8,7 @@ from agentstate import codec
 from agentstate.models import ConversationState, Message
 from agentstate.state import history
 from agentstate.state.buffer import MISSING
-from agentstate.state.store import not_found
+from agentstate.state.turn import not_found
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

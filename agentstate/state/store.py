@@ -30,7 +30,7 @@ from agentstate.state.line import Ticket, TurnLine
 from agentstate.state.record import Origin, encode_failure, encode_record
 from agentstate.state.renewal import LEASE_SECONDS, renewer
 from agentstate.state.settle import Errand, own_task, settle
-from agentstate.state.turn import Frame, Turn, new_id
+from agentstate.state.turn import Frame, Turn, new_id, not_found
 from agentstate.storage.protocol import KEEP, LeaseRequest, Wants
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ class Store:
             origin.handler,
             seconds=settings.wait,
             max_waiting=settings.max_waiting,
-            held=parent.turn.ticket if parent is not None else None,
+            held=parent.tickets() if parent is not None else (),
         )
 
     async def _take_turn(
@@ -227,7 +227,7 @@ class Store:
         changed = self._changed(turn)
         if not changed:
             return ()
-        parts = [self._part(turn, scope, buffer.part()) for scope, buffer in changed]
+        parts = [self._part(turn, buffer) for _, buffer in changed]
         turn.publishing = asyncio.Event()
         work = self._publish(turn, [buffer for _, buffer in changed], parts)
         return await (work if self._inline else settle(work, taskless=self._taskless))
@@ -264,7 +264,7 @@ class Store:
             if turn.publishing is not None:
                 await turn.quiet()
             changed = self._changed(turn)
-            parts = [self._part(turn, scope, buffer.part()) for scope, buffer in changed]
+            parts = [self._part(turn, buffer) for _, buffer in changed]
         except BaseException:
             await self._abandon_quietly(turn)
             raise
@@ -276,13 +276,13 @@ class Store:
         self._say_committed(turn, done)
         return done
 
-    def _part(self, turn: Turn, scope: StateScope, part: Part) -> Part:
+    def _part(self, turn: Turn, buffer: Buffer) -> Part:
         settings = turn.settings
+        if turn.principal:
+            buffer.claim(turn.principal)
+        part = buffer.part()
         if part.ttl is KEEP and settings.ttl is not None:
             part.ttl, part.sliding = settings.ttl, settings.ttl_mode == "sliding"
-        buffer = turn.frame.buffers[scope]
-        if turn.principal and part.owner is KEEP and not buffer.snapshot.birth:
-            part.owner = turn.principal
         part.record = encode_record(part, turn.origin, self.clock())
         return part
 
@@ -377,11 +377,6 @@ def check_owner(snapshot: Snapshot, principal: str | None) -> None:
     if principal is None or snapshot.owner is None or snapshot.owner == principal:
         return
     raise not_found(snapshot.scope)
-
-
-def not_found(scope: StateScope) -> ContextNotFoundError:
-    """Return the error for a state that isn't there, or not for this caller: one and the same."""
-    return ContextNotFoundError(f"There is no {scope} for this caller.", scope=scope)
 
 
 _stores: WeakSet[Store] = WeakSet()

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 from agentstate.errors import (
     CommitUnknownError,
     ConflictError,
+    ContextNotFoundError,
     LeaseLostError,
     ReadOnlyTurnError,
     TurnClosedError,
@@ -214,6 +215,17 @@ class Frame(Access):
             frame = frame.parent
         return None
 
+    def tickets(self) -> list[Ticket]:
+        """Return the tickets of all turns that this frame runs in."""
+        found: dict[int, Ticket] = {}
+        frame: Frame | None = self
+        while frame is not None:
+            ticket = frame.turn.ticket
+            if ticket is not None and not frame.turn.closed:
+                found[id(ticket)] = ticket
+            frame = frame.parent
+        return list(found.values())
+
     @property
     def lock(self) -> asyncio.Lock:
         """Makes frames of this parent run one at a time."""
@@ -221,13 +233,23 @@ class Frame(Access):
             self._lock = asyncio.Lock()
         return self._lock
 
-    def child(self) -> Frame:
-        """Return a frame inside this one."""
-        self.check_open()
-        return Frame(self.turn, self, {scope: Buffer(b.snapshot, b) for scope, b in self.buffers.items()})
+    def child(self, *, principal: str | None = None, read_only: bool = False) -> Frame:
+        """Return a frame inside this one, for whoever calls the nested handler.
 
-    def merge(self, child: Frame) -> None:
+        Raises:
+            ContextNotFoundError: the state is, or will be, somebody else's.
+        """
+        self.check_open()
+        own = self.buffers[self.turn.scope]
+        owner = own.owned_by or (None if own.snapshot.birth else self.turn.principal) or None
+        if principal is not None and owner not in (None, principal):
+            raise not_found(self.turn.scope)
+        kind = ReadFrame if read_only else type(self)
+        return kind(self.turn, self, {scope: Buffer(b.snapshot, b) for scope, b in self.buffers.items()})
+
+    async def merge(self, child: Frame) -> None:
         """Take over a child that succeeded."""
+        await self.turn.quiet()
         self.check_open()
         for scope, buffer in child.buffers.items():
             mine = self.buffers.get(scope)
@@ -291,11 +313,7 @@ class Frame(Access):
         """Return the buffer of a state that is about to change."""
         buffer = await self.buffer(scope)
         if self.turn.settings.turns == "read":
-            raise ReadOnlyTurnError(
-                f"{self.turn.scope} is read in a read-only turn.",
-                scope=scope,
-                remedy="Use another turns= for a handler that writes.",
-            )
+            raise _read_only(scope)
         return buffer
 
     # -- committing --------------------------------------------------------------------------
@@ -311,6 +329,31 @@ class Frame(Access):
                 remedy="Commit in the outer handler.",
             )
         return await self.turn.store.publish(self.turn)
+
+
+class ReadFrame(Frame):
+    """The frame of a handler with ``turns="read"`` inside another one's turn."""
+
+    __slots__ = ()
+
+    def ready(self, context_id: str) -> Buffer | None:  # noqa: ARG002
+        """Return nothing: each change is refused where it isn't fast."""
+        return None
+
+    async def writable(self, scope: StateScope) -> Buffer:
+        """Refuse."""
+        raise _read_only(scope)
+
+
+def _read_only(scope: StateScope) -> ReadOnlyTurnError:
+    return ReadOnlyTurnError(
+        f"{scope} is read in a read-only turn.", scope=scope, remedy="Use another turns= for a handler that writes."
+    )
+
+
+def not_found(scope: StateScope) -> ContextNotFoundError:
+    """Return the error for a state that isn't there, or not for this caller: one and the same."""
+    return ContextNotFoundError(f"There is no {scope} for this caller.", scope=scope)
 
 
 _ENDED = Frame.__new__(Frame)
