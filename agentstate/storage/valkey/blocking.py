@@ -1,6 +1,7 @@
 """A blocking connection of its own, for the thread that renews leases.
 
-It doesn't need an event loop: a handler that blocks its loop must not lose its turn. Calls are
+It doesn't need an event loop: a handler that blocks its loop must not lose its turn. It is
+valkey-py's client, which knows forks: a child's calls get a connection of their own. Calls are
 made one after the other; a broken connection is made anew once, since renewing twice is
 renewing.
 """
@@ -10,11 +11,10 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Any
 
-from agentstate.storage.valkey.dial import Command, connect_blocking, driver, greetings, tls_context
+from agentstate.storage import registry
 from agentstate.storage.valkey.faults import ServerError, closed, from_server, unreachable
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Sequence
 
     from agentstate.storage.valkey.options import ValkeyOptions
@@ -22,8 +22,15 @@ if TYPE_CHECKING:
 
 __all__ = ["BlockingLink"]
 
-INCOMPLETE = object()
-READ_SIZE = 65536
+# valkey-py takes these codes off the server's words, and puts a class in their place.
+CODES = {
+    "AuthenticationError": "WRONGPASS",
+    "BusyLoadingError": "LOADING",
+    "NoPermissionError": "NOPERM",
+    "NoScriptError": "NOSCRIPT",
+    "OutOfMemoryError": "OOM",
+    "ReadOnlyError": "READONLY",
+}
 
 
 class BlockingLink:
@@ -33,8 +40,7 @@ class BlockingLink:
         """Begin without a connection."""
         self._options = options
         self._lock = threading.Lock()
-        self._socket: socket.socket | None = None
-        self._reader: Any = None
+        self._client: Any = None
         self._closed = False
 
     def run_all(self, script: Script, calls: Sequence[tuple[bytes, tuple[str | float, ...]]]) -> list[Any]:
@@ -43,7 +49,7 @@ class BlockingLink:
         Raises:
             StorageError: the server can't be reached, or refused.
         """
-        commands: list[Command] = [("EVALSHA", script.digest, 1, key, *rest) for key, rest in calls]
+        commands = [("EVALSHA", script.digest, 1, key, *rest) for key, rest in calls]
         with self._lock:
             replies = self._exchange(commands)
             if any(isinstance(reply, ServerError) and reply.code == "NOSCRIPT" for reply in replies):
@@ -53,58 +59,66 @@ class BlockingLink:
                 raise from_server(reply, self._options.location) from reply
         return replies
 
-    def _exchange(self, commands: list[Command]) -> list[Any]:
-        try:
-            try:
-                return self._try(commands)
-            except OSError:
-                self._drop()
-                return self._try(commands)
-        except OSError as error:
-            self._drop()
-            raise unreachable(self._options.location, error) from error
-
-    def _try(self, commands: list[Command]) -> list[Any]:
+    def _exchange(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
         if self._closed:
             raise closed(self._options.location)
-        if self._socket is None:
-            connect_blocking(self._options, tls_context(self._options), self._keep)
-            for reply in self._talk(greetings(self._options)):
-                if isinstance(reply, ServerError):
-                    self._drop()
-                    raise from_server(reply, self._options.location) from reply
-        return self._talk(commands)
-
-    def _keep(self, sock: socket.socket) -> None:
-        self._socket = sock
-        self._reader = driver().Reader(replyError=ServerError, notEnoughData=INCOMPLETE)
-
-    def _talk(self, commands: list[Command]) -> list[Any]:
-        assert self._socket is not None
-        self._socket.sendall(b"".join(map(driver().pack_command, commands)))
-        replies: list[Any] = []
-        while len(replies) < len(commands):
-            reply = self._reader.gets()
-            if reply is not INCOMPLETE:
-                replies.append(reply)
-            elif data := self._socket.recv(READ_SIZE):
-                self._reader.feed(data)
-            else:
-                raise ConnectionError("the server closed the connection")
-        return replies
-
-    def _drop(self) -> None:
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
+        valkey = registry.driver("valkey", extra="valkey")
+        if self._client is None:
+            self._client = _client(valkey, self._options)
+        pipeline = self._client.pipeline(transaction=False)
+        for command in commands:
+            pipeline.execute_command(*command)
+        try:
+            replies: list[Any] = pipeline.execute(raise_on_error=False)
+        except (valkey.ConnectionError, valkey.TimeoutError, OSError) as error:
+            if isinstance(error, valkey.AuthenticationError):
+                raise from_server(_refusal(error), self._options.location) from error
+            raise unreachable(self._options.location, error) from error
+        except valkey.ValkeyError as error:
+            raise from_server(_refusal(error), self._options.location) from error
+        return [_refusal(reply) if isinstance(reply, valkey.ValkeyError) else reply for reply in replies]
 
     def close(self) -> None:
         """Close the connection for good."""
         self._closed = True
         with self._lock:
-            self._drop()
+            if self._client is not None:
+                self._client.close()
+                self._client = None
 
     def forget_inherited(self) -> None:
         """Drop what a forked child inherited."""
         self._lock = threading.Lock()
-        self._drop()
+        self._client = None
+
+
+def _client(valkey: Any, options: ValkeyOptions) -> Any:
+    tls = {
+        "ssl": True,
+        "ssl_ca_certs": options.ssl_ca_certs,
+        "ssl_certfile": options.ssl_certfile,
+        "ssl_keyfile": options.ssl_keyfile,
+        "ssl_cert_reqs": options.ssl_cert_reqs,
+        "ssl_check_hostname": options.ssl_check_hostname and options.ssl_cert_reqs == "required",
+    }
+    address = options.address
+    where = {"unix_socket_path": address} if isinstance(address, str) else {"host": address[0], "port": address[1]}
+    return valkey.Valkey(
+        **where,
+        **(tls if options.tls else {}),
+        db=options.db,
+        username=options.username,
+        password=options.password.get_secret_value() if options.password is not None else None,
+        client_name=options.client_name,
+        socket_keepalive=options.socket_keepalive,
+        socket_timeout=options.socket_timeout,
+        socket_connect_timeout=options.socket_connect_timeout,
+        max_connections=1,
+        retry=valkey.retry.Retry(valkey.backoff.NoBackoff(), 1),
+    )
+
+
+def _refusal(error: Exception) -> ServerError:
+    code = CODES.get(type(error).__name__)
+    text = str(error)
+    return ServerError(text if code is None or text.startswith(code) else f"{code} {text}")

@@ -16,11 +16,10 @@ from agentstate.storage import registry
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
-    from collections.abc import Callable
 
     from agentstate.storage.valkey.options import ValkeyOptions
 
-__all__ = ["Command", "connect", "connect_blocking", "driver", "greetings", "tls_context"]
+__all__ = ["Command", "connect", "driver", "greetings", "tls_context"]
 
 Command = tuple[str | bytes | int | float, ...]
 
@@ -95,23 +94,4 @@ async def _connect_to(loop: AbstractEventLoop, sock: socket.socket, where: Any) 
 def _tuned(sock: socket.socket, options: ValkeyOptions) -> socket.socket:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, int(options.socket_keepalive))
-    return sock
-
-
-def connect_blocking(
-    options: ValkeyOptions, tls: ssl.SSLContext | None, keep: Callable[[socket.socket], None]
-) -> socket.socket:
-    """Return a connected, blocking socket; ``keep`` gets it before it is used."""
-    if isinstance(options.address, str):
-        sock = socket.socket(socket.AF_UNIX)
-        keep(sock)
-        sock.settimeout(options.socket_connect_timeout)
-        sock.connect(options.address)
-    else:
-        sock = _tuned(socket.create_connection(options.address, options.socket_connect_timeout), options)
-        keep(sock)
-        if tls is not None:
-            sock = tls.wrap_socket(sock, server_hostname=options.address[0])
-            keep(sock)
-    sock.settimeout(options.socket_timeout)
     return sock
