@@ -96,7 +96,9 @@ def _handlers_of(name: str) -> "list[Handler]":
     except Exception as error:
         raise ConfigError(f"--module {name}: can't be imported: {type(error).__name__}: {error}.") from error
     places = [module, *(one for one in vars(module).values() if isinstance(one, type) and one.__module__ == name)]
-    found = {id(one): one for place in places for one in vars(place).values() if isinstance(one, StatefulHandler)}
+    values: list[Any] = [one for place in places for one in vars(place).values()]
+    functions = [one.__func__ if type(one) in (staticmethod, classmethod) else one for one in values]
+    found = {id(one): one for one in functions if isinstance(one, StatefulHandler)}
     return [Handler(tuple(one.binding.names), one.binding.given) for one in found.values()]
 
 

@@ -87,6 +87,9 @@ def module(directory):
         "class Agent:\n"
         "    @stateful\n"
         "    async def method(self, task, context, context_id): ...\n"
+        "    @stateful\n"
+        "    @staticmethod\n"
+        "    async def static(task, context, context_id): ...\n"
     )
     yield "handlers_of_mine"
     sys.modules.pop("handlers_of_mine", None)
@@ -94,10 +97,12 @@ def module(directory):
 
 def test_check_with_a_module(agentstate, directory, module):
     """Its handlers are found, methods too, and checked with their decorators' arguments."""
-    write(directory, GOOD + "  method:\n    state: {ttl: 7200}\n  other:\n    state: {ttl: 7200}\n")
+    names = ("method", "static", "other")
+    write(directory, GOOD + "".join(f"  {name}:\n    state: {{ttl: 7200}}\n" for name in names))
     result = agentstate("config", "check", "--module", module)
     assert "no handler is called 'other'" in result.out
     assert "'method'" not in result.out
+    assert "'static'" not in result.out
     assert "'notes'" not in result.out
 
 
