@@ -8,8 +8,8 @@ A parameter is injected
   text and no conversation stands beside it, which knows its id (it then is the caller's way
   to name the state).
 
-A default other than ``None`` says that somebody else fills the parameter: it stays as it is,
-and so does whatever the caller passes himself. All of this is found out once, at decoration.
+A default other than ``None`` says that somebody else fills the parameter: it stays as it is, and
+so does what the caller passes himself, unless it is ``None``. The plan is made once, at decoration.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class Injection:
         if own:
             filled = self.positional[skipped : skipped + len(args)]
         for name, role in self.roles.items():
-            if name not in kwargs and name not in filled:
+            if kwargs.get(name) is None and name not in filled:
                 kwargs[name] = make(role)
         if not self.takes_id:
             kwargs.pop("context_id", None)  # it named the state, and has done so

@@ -303,6 +303,7 @@ CONTEXT = ConversationContext("memory://")
         (trailing, ("event", "theirs", "id"), {}, ("event", "theirs", "id", False)),
         (trailing, ("event", "theirs", "id", True), {}, ("event", "theirs", "id", True)),
         (trailing, ("event",), {"context": "theirs"}, ("event", "theirs", "<id>", False)),
+        (trailing, ("event",), {"context": None, "context_id": None}, ("event", "<context>", "<id>", False)),
         (trailing, ("event", True), {}, ("event", "<context>", "<id>", True)),
         (trailing, ("event", CONTEXT), {}, ("event", CONTEXT, "<id>", False)),
         (places, ("theirs", "id", "task"), {}, ("theirs", "id", "task", False)),
