@@ -80,8 +80,14 @@ async def aclose() -> None:
         stores = list(_stores.values())
         _stores.clear()
         _epoch += 1
+    failed: list[Exception] = []
     for store in stores:
-        await store.storage.close()
+        try:
+            await store.storage.close()
+        except Exception as error:  # noqa: BLE001 - the others are closed, too
+            failed.append(error)
+    if failed:
+        raise failed[0]
 
 
 async def close_store(store: Store) -> None:

@@ -17,8 +17,9 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from agentstate.context import ConversationContext
-from agentstate.errors import AlreadyDone
+from agentstate.errors import AlreadyDone, TurnTimeoutError
 from agentstate.handling import Outcome, Request, begin, end, enter, failed, finish, in_child_frame
+from agentstate.observability import warning
 from agentstate.state.turn import Frame
 
 if TYPE_CHECKING:
@@ -49,6 +50,9 @@ class _Pump:
         self.pulls: asyncio.Queue[_Pull | None] = asyncio.Queue()
         self.chunks = 0
         self.ending = False
+        self.idled = False
+        self.idle_error: TurnTimeoutError | None = None
+        self.unheard: BaseException | None = None
         self._pulled: _Pull | None = None
         self.task = self.loop.create_task(self._run(), context=contextvars.copy_context())
 
@@ -66,15 +70,22 @@ class _Pump:
                 await self._run_turn()
         except BaseException as error:  # noqa: BLE001 - it belongs to whoever pulls
             ended = error
-        self._answer_rest(ended)
+        heard = self._answer_rest(ended)
+        if heard or isinstance(ended, StopAsyncIteration | asyncio.CancelledError):
+            return
+        self.unheard = ended  # whoever pulls or closes next is told
+        warning("a stream ended with an error while nobody pulled", handler=self.call.plan.handler, exc_info=ended)
 
-    def _answer_rest(self, error: BaseException) -> None:
+    def _answer_rest(self, error: BaseException) -> bool:
+        heard = False
         waiting: list[_Pull | None] = [self._pulled]
         while not self.pulls.empty():
             waiting.append(self.pulls.get_nowait())
         for pull in waiting:
             if pull is not None and not pull.reply.done():
                 pull.reply.set_exception(error)
+                heard = True
+        return heard
 
     async def _run_turn(self) -> None:
         request = self.call.request()
@@ -82,7 +93,8 @@ class _Pump:
         joined = Frame.joined(store, request.scope)
         if joined is not None:
             with suppress(_Early):
-                await in_child_frame(joined, request, lambda frame: self._drive(frame, request))
+                await in_child_frame(joined, request, lambda frame: self._drive_nested(frame, request))
+            self._say_idled(request)
             return
         turn = await enter(store, request)
         if isinstance(turn, Outcome):
@@ -94,9 +106,9 @@ class _Pump:
         try:
             await self._drive(turn.frame, request)
         except _Early as early:
-            mode = turn.settings.on_cancel
-            if mode == "rollback" or (mode == "auto" and not self.chunks):
+            if not self._keeps(request):
                 await turn.store.fail(turn, early.__cause__ or asyncio.CancelledError("stream ended early"), [], None)
+                self._say_idled(request)
                 return
         except BaseException as error:
             await failed(turn, request, error)
@@ -104,6 +116,29 @@ class _Pump:
         finally:
             end(tokens)
         await finish(turn, request, None)
+        self._say_idled(request)
+
+    def _keeps(self, request: Request) -> bool:
+        """Whether a stream that ended early leaves what it did."""
+        mode = request.settings.on_cancel
+        return mode == "commit" or (mode == "auto" and self.chunks > 0)
+
+    def _say_idled(self, request: Request) -> None:
+        """Raise: whoever pulls now must not take this for the end of the stream."""
+        if self.idled:
+            self.idle_error = TurnTimeoutError(
+                f"{self.call.plan.handler}'s stream wasn't pulled for {request.settings.idle:g} s: its turn ended.",
+                scope=request.scope,
+                remedy="Raise idle=, or pull the stream faster.",
+            )
+            raise self.idle_error
+
+    async def _drive_nested(self, frame: Frame, request: Request) -> None:
+        try:
+            await self._drive(frame, request)
+        except _Early:
+            if not self._keeps(request):
+                raise
 
     async def _drive(self, frame: Frame, request: Request) -> None:
         context = ConversationContext.in_frame(frame)
@@ -137,6 +172,7 @@ class _Pump:
             async with asyncio.timeout(idle if idle < 1e9 else None):  # noqa: PLR2004 - for ever
                 return await self.pulls.get()
         except TimeoutError:
+            self.idled = True
             return None
 
 
@@ -174,6 +210,8 @@ class StatefulStream(AsyncGenerator[Any, Any]):
             return
         pump.end()
         await asyncio.wait((pump.task,))
+        if pump.unheard is not None and pump.unheard is not pump.idle_error:
+            raise pump.unheard
 
     async def _pull(self, value: Any, error: BaseException | None) -> Any:
         if self._closed:
@@ -184,7 +222,7 @@ class StatefulStream(AsyncGenerator[Any, Any]):
         reply: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         if self._pump.task.done():
             self._closed = True
-            raise StopAsyncIteration
+            raise self._pump.unheard or StopAsyncIteration
         self._pump.pulls.put_nowait(_Pull(value, error, reply))
         try:
             return await reply

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from agentstate.context import ConversationContext
 from agentstate.errors import TurnError
 from agentstate.handling import Outcome, child, conclude, enter, failed
-from agentstate.state.turn import Frame, current
+from agentstate.state.turn import Frame, Turn, current
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from agentstate.call import Call
     from agentstate.conversation import Conversation
     from agentstate.handling import Request
+    from agentstate.state.store import Store
 
 R = TypeVar("R")
 
@@ -52,7 +53,12 @@ os.register_at_fork(after_in_child=_forget_in_child)
 
 def wait_for(work: Coroutine[Any, Any, R], loop: asyncio.AbstractEventLoop | None = None) -> R:
     """Run a coroutine on a loop of another thread and return its result."""
-    return asyncio.run_coroutine_threadsafe(work, loop or background_loop()).result()
+    running = asyncio.run_coroutine_threadsafe(work, loop or background_loop())
+    try:
+        return running.result()
+    except KeyboardInterrupt:
+        running.cancel()
+        raise
 
 
 def refuse_on_loop(what: str) -> None:
@@ -75,7 +81,7 @@ def run_sync(call: Call) -> Any:
     joined = Frame.joined(store, request.scope)
     if joined is not None:
         return _run_joined(call, request, joined)
-    turn = wait_for(enter(store, request))
+    turn = _enter(store, request)
     if isinstance(turn, Outcome):
         return turn.result
     try:
@@ -84,6 +90,24 @@ def run_sync(call: Call) -> Any:
         wait_for(failed(turn, request, error))
         raise
     return wait_for(conclude(turn, request, result))
+
+
+def _enter(store: Store, request: Request) -> Turn | Outcome:
+    entered: list[Turn | Outcome] = []
+
+    async def entering() -> None:
+        entered.append(await enter(store, request))
+
+    async def give_back() -> None:
+        if entered and isinstance(entered[0], Turn):
+            await store.abandon(entered[0])
+
+    try:
+        wait_for(entering())
+    except KeyboardInterrupt:  # it may have got the turn in that very moment
+        wait_for(give_back())
+        raise
+    return entered[0]
 
 
 def _run_joined(call: Call, request: Request, joined: Frame) -> Any:

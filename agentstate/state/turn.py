@@ -13,6 +13,7 @@ turn's event loop; other threads reach it through a synchronous context.
 from __future__ import annotations
 
 import asyncio
+import os
 from contextvars import ContextVar
 from hashlib import blake2b
 from math import inf
@@ -46,6 +47,13 @@ if TYPE_CHECKING:
 At = tuple[str, str]
 current: ContextVar[Frame | None] = ContextVar("agentstate_frame", default=None)
 """The innermost frame that the running code belongs to."""
+
+
+def _leave_in_child() -> None:
+    current.set(None)  # the turn is the parent process's: what a child changed in it would be lost
+
+
+os.register_at_fork(after_in_child=_leave_in_child)
 
 
 def new_id() -> int:

@@ -12,6 +12,7 @@ from agentstate.errors import (
     ContextNotFoundError,
     ReadOnlyTurnError,
     TurnInProgressError,
+    TurnTimeoutError,
 )
 from agentstate.state.store import Store
 
@@ -192,3 +193,58 @@ async def test_a_deadlock_over_three_states(memory):
 
     results = await asyncio.wait_for(asyncio.gather(first(), second(), return_exceptions=True), 5)
     assert [type(one) for one in results] == [type(None), TurnInProgressError]
+
+
+async def test_a_stream_that_idled_says_so(storage):
+    """Pulling a stream whose turn has ended is an error, not the end of the stream."""
+
+    @stateful(storage=storage, idle=0.01)
+    async def handler(_, conversation: Conversation):
+        await conversation.add("user", "1")
+        yield 1
+        yield 2
+
+    stream = handler(TASK)
+    assert await anext(stream) == 1
+    await asyncio.sleep(0.2)
+    with pytest.raises(TurnTimeoutError):
+        await anext(stream)
+    with pytest.raises(StopAsyncIteration):
+        await anext(stream)
+
+
+async def test_a_closed_stream_says_that_its_commit_failed(storage):
+    """aclose() raises what the commit of the chunks handed out raised."""
+    context = ConversationContext(storage)
+
+    @stateful(storage=storage)
+    async def handler(_, conversation: Conversation):
+        await conversation.set("x", await conversation.get("x", 0) + 1)
+        yield 1
+        yield 2
+
+    stream = handler(TASK)
+    assert await anext(stream) == 1
+    await context.set_variable("c", "x", 50)
+    with pytest.raises(ConflictError):
+        await stream.aclose()
+    assert await context.get_variable("c", "x") == 50
+
+
+async def test_a_nested_stream_that_ends_early_keeps_what_was_seen(storage):
+    """Inside another turn, too, what was handed out stays when a stream is closed."""
+
+    @stateful(storage=storage)
+    async def inner(_, conversation: Conversation):
+        await conversation.add("assistant", "seen")
+        yield 1
+        yield 2
+
+    @stateful(storage=storage)
+    async def outer(task, conversation: Conversation):
+        stream = inner(task)
+        assert await anext(stream) == 1
+        await stream.aclose()
+
+    await outer(TASK)
+    assert [one.content for one in await ConversationContext(storage).get_history("c")] == ["seen"]
