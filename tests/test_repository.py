@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import subprocess
 import tomllib
@@ -15,7 +16,7 @@ from agentstate.storage.registry import BUILT_IN
 
 ROOT = Path(__file__).parents[1]
 LINES = 400
-TEST_LINES = 600
+TEST_LINES = 700
 IGNORES_PER_1000 = 2
 UNFINISHED = re.compile(r"\b(TODO|FIXME|XXX|HACK|NotImplementedError\(\))")
 # Absolute paths of somebody's machine, and relative ones that lead out of the repository.
@@ -127,16 +128,17 @@ def test_make_help_names_every_target():
     makefile = (ROOT / "Makefile").read_text()
     targets = set(re.findall(r"^([a-z][a-z-]*):", makefile, re.MULTILINE))
     assert targets == set(re.findall(r"^\.PHONY: (\S+)$", makefile, re.MULTILINE))
-    printed = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    plain = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}  # not as make's own child
+    printed = subprocess.run(["make"], cwd=ROOT, env=plain, capture_output=True, text=True, check=True).stdout
     assert {line.split()[0] for line in printed.splitlines()[1:]} == targets
 
 
-@pytest.mark.parametrize("folder", sorted(one.name for one in (ROOT / "integrations").glob("*/") if one.is_dir()))
-def test_integrations_have_one_shape(folder):
+def test_integrations_have_one_shape():
     """An integration is a distribution of its own: module, types, README, tests, and its own pyproject."""
-    here = ROOT / "integrations" / folder
-    module = f"agentstate_{folder.replace('-', '_')}"
-    project = tomllib.loads((here / "pyproject.toml").read_text())
-    assert project["project"]["name"] == f"agentstate-{folder}"
-    assert set(project.get("tool", {})) <= {"hatch", "pyright", "uv"}
-    assert [name for name in ("README.md", f"{module}/py.typed", "tests") if not (here / name).exists()] == []
+    for here in (ROOT / "integrations").glob("*/"):
+        module = f"agentstate_{here.name.replace('-', '_')}"
+        project = tomllib.loads((here / "pyproject.toml").read_text())
+        assert project["project"]["name"] == f"agentstate-{here.name}"
+        assert set(project.get("tool", {})) <= {"hatch", "pyright", "uv"}
+        wanted = ("README.md", "tests", f"{module}/py.typed")
+        assert [name for name in wanted if not (here / name).exists()] == []
