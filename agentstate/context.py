@@ -105,6 +105,10 @@ class ConversationContext(ContextBase):
 
         Never conflicts with others' increments. Inside a turn the result is what this turn sees.
         """
+        if type(by) is not int:
+            raise UnsupportedValueError(
+                f"{key!r} can't be incremented by {by!r}: counters are whole numbers.", path=key
+            )
         scope = self.scope_of(context_id)
         if self._joined(scope) is None and self._principal is None:
             part = Part(scope=scope, birth=ANY, increments=[Increment(VARIABLES, key, by)])
