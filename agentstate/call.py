@@ -73,7 +73,7 @@ class Call:
         plan = self.plan
         owner = plan.owner
         if owner is None:
-            principal = of_call((*self.args, *self.kwargs.values()))
+            principal = of_call((*self.args, *self.kwargs.values()) if self.kwargs else self.args)
         else:
             principal = (owner(*self.args, **self.kwargs) if callable(owner) else owner) or ANONYMOUS
             if principal:

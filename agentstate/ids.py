@@ -7,7 +7,7 @@ protobuf), request contexts, mappings and objects of one's own.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final
 
 from agentstate.errors import ContextIdError
 
@@ -37,18 +37,29 @@ def context_id_of(
         ContextIdError: something else stands where an id should be, as a list or a dict.
     """
     looked: list[str] = []
-    for label, value in _candidates(task, names, own_id=own_id):
+    metadata, message = field_of(task, "metadata"), field_of(task, "message")
+    places = [("metadata.", metadata), ("", task)]
+    if message is not None:
+        places[1:1] = [("message.metadata.", field_of(message, "metadata"))]
+        places.append(("message.", message))
+    for name in names:
+        for label, place in places:
+            looked.append(label + name)
+            value = None if place is None else field_of(place, name)
+            if value is not None and (found := _id(looked[-1], value)) is not None:
+                return found, looked
+    for label, value in _own_ids(task, message) if own_id else ():
         looked.append(label)
-        found = _id(label, value)
-        if found is not None:
+        if (found := _id(label, value)) is not None:
             return found, looked
     return None, looked
 
 
 def field_of(value: Any, name: str) -> Any:
     """Return a key of a mapping or an attribute of an object, ``None`` if it has neither."""
-    if type(value) is dict:
-        return cast("dict[str, Any]", value).get(name)
+    kind = type(value)
+    if kind is dict:
+        return value.get(name)
     if _is_mapping(value) and name in value:
         return value[name]
     return getattr(value, name, None)
@@ -58,17 +69,7 @@ def _is_mapping(value: Any) -> bool:
     return isinstance(value, Mapping)
 
 
-def _candidates(task: Any, names: Sequence[str], *, own_id: bool) -> Iterator[tuple[str, Any]]:
-    places = [("metadata.", field_of(task, "metadata")), ("", task)]
-    message = field_of(task, "message")
-    if message is not None:
-        places[1:1] = [("message.metadata.", field_of(message, "metadata"))]
-        places.append(("message.", message))
-    for name in names:
-        for label, place in places:
-            yield label + name, None if place is None else field_of(place, name)
-    if not own_id:
-        return
+def _own_ids(task: Any, message: Any) -> Iterator[tuple[str, Any]]:
     role = field_of(task, "role")
     if role is None or callable(role):  # a message's own id is another one each time
         yield "id", field_of(task, "id")
@@ -78,6 +79,8 @@ def _candidates(task: Any, names: Sequence[str], *, own_id: bool) -> Iterator[tu
 
 
 def _id(label: str, value: Any) -> str | None:
+    if type(value) is str:
+        return value or None
     if value is None or callable(value):
         return None
     if isinstance(value, str):

@@ -41,7 +41,7 @@ def of_call(values: Iterable[Any]) -> str | None:
         return known
     for value in values:
         call = getattr(value, "call_context", None)
-        user = getattr(call, "user", None)
+        user = getattr(call, "user", None) if call is not None else None
         if user is not None:
             return of_user(user)
     return None
