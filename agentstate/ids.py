@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
+from agentstate.codec.exact import kind_of
 from agentstate.errors import ContextIdError
 
 if TYPE_CHECKING:
@@ -57,8 +58,7 @@ def context_id_of(
 
 def field_of(value: Any, name: str) -> Any:
     """Return a key of a mapping or an attribute of an object, ``None`` if it has neither."""
-    kind = type(value)
-    if kind is dict:
+    if kind_of(value) is dict:
         return value.get(name)
     if _is_mapping(value) and name in value:
         return value[name]
