@@ -48,34 +48,40 @@ class Outcome(NamedTuple):
 
 
 def perform(
-    root: Root, files: ScopeFiles, writes: Sequence[Write[Any]], deliver: Callable[[Sequence[Outcome]], None]
-) -> None:
-    """Make these writes of one scope, in order; ``deliver`` hears how each ended."""
+    root: Root,
+    files: ScopeFiles,
+    writes: Sequence[Write[Any]],
+    early: Callable[[Sequence[Outcome]], None] | None = None,
+) -> list[Outcome]:
+    """Make these writes of one scope, in order, and return how each ended.
+
+    Args:
+        root: the store.
+        files: the scope's.
+        writes: what to do.
+        early: hears the outcomes before housekeeping that takes a while.
+    """
     with ExitStack() as stack:
         try:
             stack.enter_context(root.writing(files.name))
         except StorageError as error:
-            deliver(_finished(writes, [Outcome(error=error)] * len(writes)))
-            return
+            return _finished(writes, [Outcome(error=error)] * len(writes))
         try:
-            outcomes = _store_or_spend(root, files, writes)
+            outcomes = _finished(writes, _store_or_spend(root, files, writes))
         except BaseException:
             # A step that ends like this may have been half made, and nothing of it is logged.
             files.forget()
             for write in writes:
                 write.fail()
             raise
-        _finished(writes, outcomes)
         if _dropped(files):
             # Who drops a state hears of it when its bytes are gone.
             _tidy(root, files)
-        late = files.held is not None and rotation_due(files)
-        if late:
-            deliver(outcomes)
+        if files.held is not None and rotation_due(files):
+            if early is not None:
+                early(outcomes)
             _tidy(root, files)
-    if not late:
-        deliver(outcomes)
-    root.tidy()
+    return outcomes
 
 
 def _finished(writes: Sequence[Write[Any]], outcomes: list[Outcome]) -> list[Outcome]:

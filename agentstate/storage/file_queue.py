@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from agentstate.errors import StorageClosedError
 from agentstate.storage.file_batch import Outcome, perform
-from agentstate.storage.file_workers import Reply, send
+from agentstate.storage.file_workers import Reply, Sent, send
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -86,12 +86,11 @@ class ScopeQueue:
 
     def write_here(self, write: Write[T]) -> T:
         """Make a change on the calling thread, which must not be an event loop's, and return its result."""
-        outcomes: list[Outcome] = []
         with self._using:
-            perform(self._root, self.files, [write], outcomes.extend)
-        if outcomes[0].error is not None:
-            raise outcomes[0].error
-        result: T = outcomes[0].result
+            (outcome,) = perform(self._root, self.files, [write])
+        if outcome.error is not None:
+            raise outcome.error
+        result: T = outcome.result
         return result
 
     async def _wait(self, job: Write[Any] | _View) -> Any:
@@ -121,35 +120,41 @@ class ScopeQueue:
                 jobs = [self._waiting.popleft() for _ in range(min(TOGETHER, len(self._waiting)))]
             try:
                 with self._using:
-                    self._do(jobs)
+                    replies = self._do(jobs)
             except BaseException as error:
-                send([(reply, None, error) for reply, _ in jobs])
+                replies = [(reply, None, error) for reply, _ in jobs]
                 log.exception("a write to %s failed", self.files.scope)
             with self._lock:
-                self.busy = bool(self._waiting)
-            if not self.busy:
+                more = self.busy = bool(self._waiting)
+            # Whoever hears of it now finds nobody in the way.
+            send(replies)
+            self._root.tidy()
+            if not more:
                 return
             with suppress(StorageClosedError):
                 self._workers.submit(self._serve)
                 return
 
-    def _do(self, jobs: Sequence[tuple[Reply, Write[Any] | _View]]) -> None:
+    def _do(self, jobs: Sequence[tuple[Reply, Write[Any] | _View]]) -> list[Sent]:
         writes = [(reply, job) for reply, job in jobs if not isinstance(job, _View)]
+        replies: list[Sent] = []
+
+        def done(outcomes: Sequence[Outcome]) -> list[Sent]:
+            pairs = zip(writes, outcomes, strict=True)
+            return [(reply, outcome.result, outcome.error) for (reply, _), outcome in pairs]
+
         if writes:
-
-            def deliver(outcomes: Sequence[Outcome]) -> None:
-                pairs = zip(writes, outcomes, strict=True)
-                send([(reply, outcome.result, outcome.error) for (reply, _), outcome in pairs])
-
-            perform(self._root, self.files, [job for _, job in writes], deliver)
+            todo = [job for _, job in writes]
+            replies = done(perform(self._root, self.files, todo, early=lambda outcomes: send(done(outcomes))))
         for reply, job in jobs:
             if isinstance(job, _View):
                 outcome = self._look(job)
-                send([(reply, outcome.result, outcome.error)])
+                replies.append((reply, outcome.result, outcome.error))
         held = self.files.held
         before, self.size = self.size, held.size if held is not None else 0
         if not self.retired:
             self._weigh(self.size - before)
+        return replies
 
     def _look(self, view: _View) -> Outcome:
         try:

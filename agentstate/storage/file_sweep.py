@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from agentstate.errors import DamagedStateError, StateError, StorageUnavailableError
 from agentstate.scope import StateScope
-from agentstate.storage.file_batch import Outcome, announce_missing, perform
+from agentstate.storage.file_batch import announce_missing, perform
 from agentstate.storage.file_directory import announcement, farewell
 from agentstate.storage.file_jobs import Sweep, SweptScope
 from agentstate.storage.file_lines import read_lines
@@ -162,26 +162,27 @@ def sweep(root: Root, limit: int) -> Swept:
         entries, items = entries + swept.entries, items + swept.items
     for scope in left_alone:
         root.feed.put_back(scope)
+    root.tidy()
     return Swept(tuple(gone), entries, items, done=left > 0)
 
 
 def _sweep_scope(root: Root, scope: StateScope, limit: int) -> SweptScope | None:
     """Sweep one scope; ``None`` when its turn is held, or it can't be read."""
     nonce = secrets.randbits(62) + 1
-    files, outcomes = root.files(scope), list[Outcome]()
+    files = root.files(scope)
     try:
         if not root.locks.try_take(scope.text, nonce, "sweep"):
             return None
-        perform(root, files, [Sweep(limit)], outcomes.extend)
-        if outcomes[0].error is not None:
-            raise outcomes[0].error
+        (outcome,) = perform(root, files, [Sweep(limit)])
+        if outcome.error is not None:
+            raise outcome.error
         _set_due(root, files)
     except StateError as error:
         log.warning("%s can't be swept: %s", scope, error)
         return None
     finally:
         root.locks.leave(scope.text, nonce)
-    swept: SweptScope = outcomes[0].result
+    swept: SweptScope = outcome.result
     return swept
 
 

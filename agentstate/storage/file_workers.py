@@ -18,7 +18,7 @@ from agentstate.errors import StorageClosedError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-__all__ = ["Reply", "Workers", "send"]
+__all__ = ["Reply", "Sent", "Workers", "send"]
 
 THREADS: Final = 8
 
