@@ -103,7 +103,7 @@ async def look(directory):
 def fits(found, wanted):
     """Whether the states are as wanted, and the feed is, but for what compaction let go."""
     kept = len(found[2])
-    return found[:2] == wanted[:2] and kept >= min(2, len(wanted[2])) and found[2] == wanted[2][len(wanted[2]) - kept :]
+    return found[:2] == wanted[:2] and kept >= min(1, len(wanted[2])) and found[2] == wanted[2][len(wanted[2]) - kept :]
 
 
 def forked(run):
