@@ -7,12 +7,28 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 
 import pytest
 
 from agentstate.storage.memory import CAPABILITIES, MemoryStorage
 from agentstate.storage.protocol import ANY, KEEP, Lease, Part
 from agentstate.testing import conformance
+
+SECONDS = 20
+
+
+@pytest.fixture(autouse=True)
+def bounded():
+    """A fault may let a case ask for ever, without ever waiting: that is found, too."""
+
+    def give_up(*_):
+        raise TimeoutError
+
+    signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(SECONDS)
+    yield
+    signal.alarm(0)
 
 
 class NoChecks(MemoryStorage):
