@@ -66,6 +66,7 @@ class Feed:
         self._disk = disk
         self._lock = threading.Lock()
         self._appending = threading.Lock()
+        self._compacting = threading.Lock()
         self._descriptor = -1
         self._limit = 0
         self._begin()
@@ -140,21 +141,48 @@ class Feed:
             self._close()
 
     def compact(self) -> None:
-        """Put the directory in front of the newest lines, and let go of the others."""
-        with self._appending, self._locked(fcntl.LOCK_EX), self._lock, self._opened() as descriptor:
+        """Put the directory in front of the newest lines, and let go of the others.
+
+        Appends are kept out only while what came meanwhile is copied.
+        """
+        if not self._compacting.acquire(blocking=False):
+            return
+        temporary = f"{self.path}.{os.urandom(6).hex()}.tmp"
+        try:
+            found = self._compacted()
+            if found is not None:
+                self._replace(temporary, *found)
+        finally:
+            self._disk.unlink(temporary)
+            self._compacting.release()
+
+    def _compacted(self) -> tuple[_File, int, bytes] | None:
+        """Return the file as it is, its end, and what is to be in its place; ``None`` when it is short enough."""
+        with self._lock, self._opened() as descriptor:
             if self._end <= self._limit:
-                return
+                return None
             start = max(self._file.origin, self._end - KEPT_BYTES)
             tail = self._disk.read(descriptor, start, self._end - start)
             if start > self._file.origin:
-                tail = tail[tail.index(b"\n") + 1 :]
+                tail = tail.partition(b"\n")[2]
             index = b"".join(seal(orjson.dumps(line))[0] for line in self._directory.lines())
-            base, size = self._position() - len(tail), len(index) + len(tail)
-            header = _header(base, len(index), size)
-            self._disk.write_new(self.path, header + index + tail)
-            origin = len(header) + len(index)
-            self._file = _File(os.lstat(self.path).st_ino, base, origin)
-            self._end, self._limit = origin + len(tail), _limit(size)
+            header = _header(self._position() - len(tail), len(index), len(index) + len(tail))
+            return self._file, self._end, header + index + tail
+
+    def _replace(self, temporary: str, old: _File, end: int, data: bytes) -> None:
+        new = self._disk.open(temporary, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL)
+        try:
+            self._disk.write(new, data)
+            self._disk.sync(new)
+            with self._appending, self._locked(fcntl.LOCK_EX), self._lock, self._opened() as descriptor:
+                if self._file.inode != old.inode:
+                    # Another process was quicker.
+                    return
+                self._disk.write(new, self._disk.read(descriptor, end, self._end - end))
+                self._disk.sync(new)
+                self._disk.rename(temporary, self.path)
+        finally:
+            self._disk.close(new)
 
     def restart(self) -> None:
         """Begin an empty feed in place of a damaged one. Its positions are beyond all earlier ones."""
