@@ -77,7 +77,7 @@ class Call:
         else:
             principal = (owner(*self.args, **self.kwargs) if callable(owner) else owner) or ANONYMOUS
             if principal:
-                check_id(principal, "owner")
+                principal = check_id(principal, "owner")
         once = plan.once(*self.args, **self.kwargs) if plan.once is not None else None
         _, settings, run_without = self.bound
         fingerprint = self._fingerprint() if once is not None else ""
@@ -97,7 +97,7 @@ class Call:
             given = plan.key(*self.args, **self.kwargs) if callable(plan.key) else plan.key
         if given is None:
             given = self._found()
-        check_id(given, plan.kind)
+        given = check_id(given, plan.kind)
         return StateScope(plan.kind, (given,))
 
     def _found(self) -> str:

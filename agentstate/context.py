@@ -17,7 +17,8 @@ from agentstate.models import ConversationState, Message
 from agentstate.scope import StateScope
 from agentstate.state import history, operations
 from agentstate.state.buffer import MISSING
-from agentstate.state.operations import METADATA, VARIABLES
+from agentstate.state.operations import METADATA, VARIABLES, variable
+from agentstate.state.operations import metadata as metadata_at
 from agentstate.state.turn import Frame, current, not_found
 from agentstate.storage.protocol import ANY, Increment, Part
 from agentstate.validation import as_type_of
@@ -70,7 +71,7 @@ class ConversationContext(ContextBase):
             as_type: a pydantic model or any type pydantic knows: the value is validated as it.
         """
         buffer = self._ready(context_id)
-        at = (VARIABLES, key)
+        at = variable(key)
         value = buffer.get(at) if buffer is not None else await self._run(context_id, Frame.get, at)
         if value is MISSING:
             return default
@@ -88,9 +89,9 @@ class ConversationContext(ContextBase):
         """
         buffer = self._ready(context_id)
         if buffer is not None:
-            buffer.put((VARIABLES, key), value, ttl)
+            buffer.put(variable(key), value, ttl)
         else:
-            await self._run(context_id, Frame.set, (VARIABLES, key), value, ttl)
+            await self._run(context_id, Frame.set, variable(key), value, ttl)
 
     async def set_variables(self, context_id: str, values: Mapping[str, Any] | None = None, /, **more: Any) -> None:
         """Set several variables as one change."""
@@ -98,7 +99,7 @@ class ConversationContext(ContextBase):
 
     async def delete_variable(self, context_id: str, key: str) -> bool:
         """Delete a variable; return whether it was there."""
-        return await self._run(context_id, Frame.delete, (VARIABLES, key))
+        return await self._run(context_id, Frame.delete, variable(key))
 
     async def increment(self, context_id: str, key: str, by: int = 1) -> int:
         """Add to a number, which starts at 0, and return it.
@@ -109,16 +110,17 @@ class ConversationContext(ContextBase):
             raise UnsupportedValueError(
                 f"{key!r} can't be incremented by {by!r}: counters are whole numbers.", path=key
             )
+        at = variable(key)
         scope = self.scope_of(context_id)
         if self._joined(scope) is None and self._principal is None:
-            part = Part(scope=scope, birth=ANY, increments=[Increment(VARIABLES, key, by)])
+            part = Part(scope=scope, birth=ANY, increments=[Increment(*at, by)])
             try:
                 done = await self._store.commit_call(part, self._settings)
             except UnsupportedValueError:
                 pass  # it was set as a plain number: read it, and set it anew
             else:
-                return done.counters[VARIABLES, key]
-        return await self._run(context_id, Frame.increment, (VARIABLES, key), by)
+                return done.counters[at]
+        return await self._run(context_id, Frame.increment, at, by)
 
     async def update(self, context_id: str, key: str, fn: Callable[[Any], R], default: Any = None) -> R:
         """Replace a variable by ``fn(value)`` and return that.
@@ -126,7 +128,7 @@ class ConversationContext(ContextBase):
         ``fn`` must be a pure function: outside a turn it is called again when another change
         came between.
         """
-        return await self._run(context_id, operations.update, (VARIABLES, key), fn, default)
+        return await self._run(context_id, operations.update, variable(key), fn, default)
 
     # -- history -------------------------------------------------------------------------------
 
@@ -227,12 +229,12 @@ class ConversationContext(ContextBase):
 
     async def get_metadata(self, context_id: str, key: str, default: Any = None) -> Any:
         """Return one piece of metadata."""
-        value = await self._run(context_id, Frame.get, (METADATA, key))
+        value = await self._run(context_id, Frame.get, metadata_at(key))
         return default if value is MISSING else value
 
     async def set_metadata(self, context_id: str, key: str, value: Any) -> None:
         """Set one piece of metadata."""
-        await self._run(context_id, Frame.set, (METADATA, key), value)
+        await self._run(context_id, Frame.set, metadata_at(key), value)
 
     async def get_all_metadata(self, context_id: str) -> dict[str, Any]:
         """Return all metadata."""
@@ -240,7 +242,7 @@ class ConversationContext(ContextBase):
 
     async def delete_metadata(self, context_id: str, key: str) -> bool:
         """Delete one piece of metadata; return whether it was there."""
-        return await self._run(context_id, Frame.delete, (METADATA, key))
+        return await self._run(context_id, Frame.delete, metadata_at(key))
 
     # -- the whole -----------------------------------------------------------------------------
 

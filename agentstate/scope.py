@@ -13,7 +13,7 @@ from urllib.parse import quote, unquote
 
 from agentstate.errors import ContextIdError
 
-__all__ = ["KINDS", "MAX_ID_BYTES", "StateScope"]
+__all__ = ["KINDS", "MAX_ID_BYTES", "StateScope", "check_id", "check_key"]
 
 MAX_ID_BYTES = 512
 KINDS = ("global", "team", "agent", "workflow", "step", "session", "conversation", "user", "custom")
@@ -48,17 +48,15 @@ class StateScope(_Address):
         wanted = 0 if kind == "global" else 2 if kind == "step" else 1
         if len(ids) != wanted:
             raise ContextIdError(f"A {kind} scope takes {wanted} id(s), not {len(ids)}.")
-        for one in ids:
-            check_id(one, kind)
+        ids = tuple(check_id(one, kind) for one in ids)
         if tenant:
-            check_id(tenant, "tenant")
+            tenant = check_id(tenant, "tenant")
         return cls(kind, ids, tenant)
 
     @classmethod
     def conversation(cls, id: str, *, tenant: str = "") -> StateScope:  # noqa: A002
         """Return the scope of one conversation."""
-        check_id(id, "conversation")
-        return cls("conversation", (id,), tenant)
+        return cls("conversation", (check_id(id, "conversation"),), tenant)
 
     @classmethod
     def user(cls, id: str, *, tenant: str = "") -> StateScope:  # noqa: A002
@@ -149,8 +147,12 @@ class StateScope(_Address):
 StateScope.GLOBAL = StateScope("global")
 
 
-def check_id(value: object, what: str) -> None:
-    """Raise `ContextIdError` unless ``value`` is an id: 1 to 512 bytes of UTF-8, no NUL."""
+def check_id(value: object, what: str) -> str:
+    """Return ``value`` as plain text, if it is an id: 1 to 512 bytes of UTF-8, no NUL.
+
+    Raises:
+        ContextIdError: it is none.
+    """
     if not isinstance(value, str):
         raise ContextIdError(f"The {what} id is {type(value).__name__}, not text.", remedy="Pass str(...).")
     if not value:
@@ -167,6 +169,22 @@ def check_id(value: object, what: str) -> None:
         raise ContextIdError(
             f"The {what} id has {size} bytes, more than {MAX_ID_BYTES}.", remedy="Use a shorter id, or a digest of it."
         )
+    # An Enum of text is another text to str() than to those who compare or store it.
+    return value if type(value) is str else str.__str__(value)
+
+
+def check_key(key: object) -> str:
+    """Return ``key`` as plain text, if it can name an entry: 1 to 512 bytes of UTF-8, no NUL.
+
+    Raises:
+        ContextIdError: it can't.
+    """
+    if type(key) is str and 0 < len(key) <= MAX_ID_BYTES and key.isascii() and "\0" not in key:
+        return key
+    try:
+        return check_id(key, "key")
+    except ContextIdError as error:
+        raise ContextIdError(str(error).replace("The key id", "The key", 1)) from None
 
 
 def _escape(part: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from enum import Enum
 
 import pytest
 from pydantic import BaseModel
@@ -261,3 +262,32 @@ async def test_a_conflict_outside_a_turn_is_tried_again(context, storage):
 
     await asyncio.gather(*(contend() for _ in range(4)))
     assert await context.get_variable("c", "n") == 20
+
+
+class Text(str, Enum):  # noqa: UP042 - str() of it is another text, which is the point
+    """What a host may pass for text."""
+
+    A = "a"
+
+
+async def test_text_of_another_class_is_text(context):
+    """An Enum of text names the same state and variable as its text."""
+    await context.set_variable(Text.A, Text.A, 1)
+    assert (await context.list_contexts()).ids == ["a"]
+    assert type((await context.list_contexts()).ids[0]) is str
+    assert await context.get_variables("a") == {"a": 1}
+
+
+@pytest.mark.parametrize("bad", ["", "x" * 513, "a\0b", "\ud800", None, 7])
+async def test_bad_keys(context, bad):
+    """A key that can't be one is refused wherever it is given, and nothing is stored."""
+    for call in (
+        context.set_variable("c", bad, 1),
+        context.set_variables("c", {bad: 1}),
+        context.increment("c", bad),
+        context.update("c", bad, lambda v: v),
+        context.set_metadata("c", bad, 1),
+    ):
+        with pytest.raises(ContextIdError, match="The key"):
+            await call
+    assert await context.list_contexts() == []

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from agentstate import codec
 from agentstate.models import ConversationState, Message
+from agentstate.scope import check_key
 from agentstate.state import history
 from agentstate.state.buffer import MISSING
 from agentstate.state.turn import not_found
@@ -22,10 +23,24 @@ VARIABLES = "variables"
 METADATA = "metadata"
 
 
+def variable(key: str) -> tuple[str, str]:
+    """Return where a variable lies.
+
+    Raises:
+        ContextIdError: the key can't be one.
+    """
+    return (VARIABLES, check_key(key))
+
+
+def metadata(key: str) -> tuple[str, str]:
+    """Return where a piece of metadata lies; raises as `variable` does."""
+    return (METADATA, check_key(key))
+
+
 async def get_many(frame: Frame, scope: StateScope, section: str, keys: Sequence[str] | None) -> dict[str, Any]:
     """Return several values of a section, all without ``keys``; absent ones are left out."""
     wanted = await frame.keys(scope, section) if keys is None else keys
-    found = await frame.get_many(scope, [(section, key) for key in wanted])
+    found = await frame.get_many(scope, [(section, check_key(key)) for key in wanted])
     return {key: value for (_, key), value in found.items()}
 
 
@@ -34,7 +49,7 @@ async def set_many(frame: Frame, scope: StateScope, section: str, values: Mappin
     for value in values.values():
         codec.encode(value)  # all or nothing: refuse before the first is set
     for key, value in values.items():
-        await frame.set(scope, (section, key), value)
+        await frame.set(scope, (section, check_key(key)), value)
 
 
 async def update(frame: Frame, scope: StateScope, at: tuple[str, str], fn: Callable[[Any], R], default: Any) -> R:

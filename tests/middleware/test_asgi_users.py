@@ -13,18 +13,8 @@ from agentstate.errors import (
 from agentstate.middleware import ASGIStateMiddleware
 from agentstate.principal import principal
 
-from .conftest import answer, body, for_id, start
-
-
-def conversation_of(scope):
-    return scope["state"]["conversation"]
-
-
-async def counting(scope, receive, send):
-    """Count visits, answer in one piece."""
-    visits = await conversation_of(scope).increment("visits")
-    await send(start())
-    await send(body(b"%d" % visits))
+from .conftest import answer, for_id
+from .test_asgi import counting
 
 
 class User:

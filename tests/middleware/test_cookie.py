@@ -10,7 +10,8 @@ from agentstate.errors import ConfigError, ContextIdError
 from agentstate.middleware import ASGIStateMiddleware
 
 from .conftest import answer, body, http, start
-from .test_asgi_users import User, conversation_of, counting
+from .test_asgi import conversation_of, counting
+from .test_asgi_users import User
 
 MADE = re.compile(rb"session=([\w-]{32}); Path=/; HttpOnly; SameSite=Lax; Secure")
 
