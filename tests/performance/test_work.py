@@ -7,7 +7,7 @@ import sys
 
 from tests.performance.conftest import seed, task, workload
 
-MOST_CALLS = 220
+MOST_CALLS = 240
 
 
 async def calls_of(handler, context_id):
