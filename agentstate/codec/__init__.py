@@ -8,12 +8,13 @@ ever guessed, imported or run because of stored bytes.
 from agentstate.codec.envelope import MAX_VALUE_BYTES
 from agentstate.codec.exact import MAX_DEPTH
 from agentstate.codec.registry import register_type
-from agentstate.codec.values import changed, decode, decode_many, encode, fingerprint, is_mutable
+from agentstate.codec.values import changed, compact, decode, decode_many, encode, fingerprint, is_mutable
 
 __all__ = [
     "MAX_DEPTH",
     "MAX_VALUE_BYTES",
     "changed",
+    "compact",
     "decode",
     "decode_many",
     "encode",

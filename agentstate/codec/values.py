@@ -72,10 +72,15 @@ def encode(value: Any, *, limit: int = MAX_VALUE_BYTES, exact: bool = False) -> 
         except TypeError:  # keys that aren't text, integers beyond 64 bits, unpaired surrogates
             pass
         else:
-            return data if len(data) <= COMPRESS_ABOVE and len(data) <= limit else pack(PLAIN, data, limit)
+            return compact(data) if len(data) <= COMPRESS_ABOVE and len(data) <= limit else pack(PLAIN, data, limit)
     if type(value) is bytes:
         return pack(RAW, value, limit)
     return pack(TAGGED, _orjson().dumps(_nodes(value, limit)), limit)
+
+
+def compact(data: bytes) -> bytes:
+    """Return the bytes in memory of their own size: ``orjson`` leaves at least 4 KB to what it returns."""
+    return b"".join((data, b""))
 
 
 def decode(data: bytes, *, limit: int = MAX_VALUE_BYTES) -> Any:

@@ -13,6 +13,8 @@ from base64 import b64encode
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from agentstate import codec
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -60,8 +62,7 @@ def encode_record(part: Part, origin: Origin, at: float) -> bytes:
             if changes := getattr(part, f"{name}s"):
                 # orjson refuses named tuples; an edit's new value stands in the log
                 record[name] = [change[:3] for change in changes]
-    data: bytes = orjson.dumps(record)
-    return data
+    return codec.compact(orjson.dumps(record))
 
 
 def _shown(value: bytes, fragment: Callable[[bytes], Any]) -> Any:
@@ -84,7 +85,7 @@ def encode_failure(
         "once": once,
         "messages": messages,
     }
-    return bytes(_orjson().dumps(record, default=str))
+    return codec.compact(_orjson().dumps(record, default=str))
 
 
 def decode_record(data: bytes) -> dict[str, Any]:

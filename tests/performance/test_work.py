@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import sys
+import tracemalloc
 
 from tests.performance.conftest import seed, task, workload
 
@@ -53,3 +54,19 @@ async def test_turns_leave_no_garbage(storage):
     finally:
         gc.enable()
     assert found < 50, found
+
+
+async def test_what_memory_keeps_of_a_turn(memory):
+    """Two messages, a journal record and their places: the encoder's spare room isn't kept with them."""
+    handler = workload(memory)
+    for _ in range(20):
+        await handler(task("c"))
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        for _ in range(200):
+            await handler(task("c"))
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (after - before) / 200 < 3000
