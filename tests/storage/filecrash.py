@@ -12,7 +12,11 @@ import sys
 import traceback
 
 from agentstate.scope import StateScope
-from agentstate.storage import file, file_feed, file_scope, file_snapshot, file_write
+from agentstate.storage.file import feed as file_feed
+from agentstate.storage.file import scope as file_scope
+from agentstate.storage.file import snapshot as file_snapshot
+from agentstate.storage.file import storage as file
+from agentstate.storage.file import write as file_write
 from agentstate.storage.protocol import Append, CutTail, Part, Put, ScopeQuery, Wants
 from agentstate.testing.clock import FakeClock
 from tests.storage.filedisks import DyingDisk

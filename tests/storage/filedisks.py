@@ -3,7 +3,7 @@
 import errno
 import os
 
-from agentstate.storage.file_disk import Disk
+from agentstate.storage.file.disk import Disk
 
 STEPS = ("write", "sync", "sync_directory", "truncate", "rename", "link", "unlink", "make_directory", "write_at")
 

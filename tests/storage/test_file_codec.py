@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from agentstate.errors import UnsupportedValueError
 from agentstate.scope import StateScope
-from agentstate.storage.file_codec import (
+from agentstate.storage.file.codec import (
     decode_entry,
     decode_once,
     decode_part,

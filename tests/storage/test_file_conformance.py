@@ -8,8 +8,8 @@ import pytest
 
 from agentstate.scope import StateScope
 from agentstate.storage.file import FileStorage
-from agentstate.storage.file_lines import read_lines, seal
-from agentstate.storage.file_root import name_of
+from agentstate.storage.file.lines import read_lines, seal
+from agentstate.storage.file.root import name_of
 from agentstate.testing import Damage, MakeNewer, MakeStorage, ProcessSpec, StorageConformance
 
 

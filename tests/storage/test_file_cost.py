@@ -21,7 +21,7 @@ async def counted(tmp_path, monkeypatch):
 
     async def make(name="states", durability="full"):
         disk = CountingDisk()
-        monkeypatch.setattr("agentstate.storage.file.Disk", lambda: disk)
+        monkeypatch.setattr("agentstate.storage.file.storage.Disk", lambda: disk)
         storage = FileStorage(tmp_path / name, durability=durability)
         made.append(storage)
         await storage.open()

@@ -18,7 +18,9 @@ SCOPES = [StateScope.conversation(f"c{n}") for n in range(3)]
 WRITER = """
 import asyncio, random, sys
 from agentstate.scope import StateScope
-from agentstate.storage import file_feed, file_scope, file_write
+from agentstate.storage.file import feed as file_feed
+from agentstate.storage.file import scope as file_scope
+from agentstate.storage.file import write as file_write
 from agentstate.storage.file import FileStorage
 from agentstate.storage.protocol import Append, Increment, Part
 file_scope.ROTATE_BYTES = file_write.ROTATE_BYTES = 3000

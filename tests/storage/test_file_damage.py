@@ -7,9 +7,10 @@ import pytest
 
 from agentstate.errors import DamagedStateError, NewerFormatError
 from agentstate.scope import StateScope
-from agentstate.storage import file_scope, file_write
 from agentstate.storage.file import FileStorage
-from agentstate.storage.file_lines import read_lines, seal
+from agentstate.storage.file import scope as file_scope
+from agentstate.storage.file import write as file_write
+from agentstate.storage.file.lines import read_lines, seal
 from agentstate.storage.protocol import Append, Part, Put, ScopeQuery, Wants
 from tests.storage.filedisks import UnsyncedDisk
 
@@ -19,7 +20,7 @@ SCOPE, OTHER = StateScope.conversation("one"), StateScope.conversation("other")
 @pytest.fixture
 async def home(tmp_path, monkeypatch):
     """Return the directory of a state that has every kind of file, in a store with another state."""
-    monkeypatch.setattr("agentstate.storage.file.Disk", UnsyncedDisk)
+    monkeypatch.setattr("agentstate.storage.file.storage.Disk", UnsyncedDisk)
     monkeypatch.setattr(file_scope, "ROTATE_BYTES", 900)
     monkeypatch.setattr(file_write, "ROTATE_BYTES", 900)
     storage = FileStorage(tmp_path)

@@ -17,8 +17,11 @@ from agentstate.errors import (
     StorageUnavailableError,
 )
 from agentstate.scope import StateScope
-from agentstate.storage import file_feed, file_scope, file_snapshot, file_write
 from agentstate.storage.file import FileStorage
+from agentstate.storage.file import feed as file_feed
+from agentstate.storage.file import scope as file_scope
+from agentstate.storage.file import snapshot as file_snapshot
+from agentstate.storage.file import write as file_write
 from agentstate.storage.protocol import Append, Part, Put, ScopeQuery, Wants
 from agentstate.testing.clock import FakeClock
 from tests.storage.filedisks import FailingDisk
@@ -44,7 +47,7 @@ async def failing(tmp_path, monkeypatch):
 
     async def make(name, n, code=errno.EIO, only=()):
         disk = FailingDisk(n, code, only)
-        monkeypatch.setattr("agentstate.storage.file.Disk", lambda: disk)
+        monkeypatch.setattr("agentstate.storage.file.storage.Disk", lambda: disk)
         storage = FileStorage(tmp_path / name, clock=FakeClock(1000.0))
         made.append(storage)
         await storage.open()

@@ -6,11 +6,12 @@ import pytest
 
 from agentstate.errors import NewerFormatError, StorageError
 from agentstate.scope import StateScope
-from agentstate.storage import file_feed, file_sweep
 from agentstate.storage.file import FileStorage
-from agentstate.storage.file_held import TOMBSTONE_SECONDS
-from agentstate.storage.file_lines import seal
-from agentstate.storage.file_root import name_of
+from agentstate.storage.file import feed as file_feed
+from agentstate.storage.file import sweep as file_sweep
+from agentstate.storage.file.held import TOMBSTONE_SECONDS
+from agentstate.storage.file.lines import seal
+from agentstate.storage.file.root import name_of
 from agentstate.storage.protocol import FAILURE_SECONDS, Append, Part, Put, ScopeQuery, Wants
 from agentstate.testing.clock import FakeClock
 from tests.storage.filedisks import CountingDisk, UnsyncedDisk
@@ -28,7 +29,7 @@ def clock():
 async def make(tmp_path, clock, monkeypatch):
     """Return a maker of storages on one directory."""
     made = []
-    monkeypatch.setattr("agentstate.storage.file.Disk", UnsyncedDisk)
+    monkeypatch.setattr("agentstate.storage.file.storage.Disk", UnsyncedDisk)
 
     def storage():
         made.append(FileStorage(tmp_path, clock=clock))
@@ -87,7 +88,7 @@ async def test_another_process_follows(make, clock):
 async def test_listing_reads_only_what_is_new(tmp_path, monkeypatch):
     """After the first listing, one more costs what was committed since, and never looks at the scopes' files."""
     disk = CountingDisk()
-    monkeypatch.setattr("agentstate.storage.file.Disk", lambda: disk)
+    monkeypatch.setattr("agentstate.storage.file.storage.Disk", lambda: disk)
     storage = FileStorage(tmp_path)
     for scope in SCOPES * 10:
         await put(storage, scope)
@@ -212,10 +213,10 @@ async def test_after_a_loss_of_power(make, tmp_path, monkeypatch):
     before = await listed(storage)
     await storage.close()
     (tmp_path / "feed.jsonl").write_bytes(data + b"\0" * 100)
-    monkeypatch.setattr("agentstate.storage.file_root._boot_id", lambda: "another boot")
+    monkeypatch.setattr("agentstate.storage.file.root._boot_id", lambda: "another boot")
     calls = []
     original = file_sweep.reconcile
-    monkeypatch.setattr("agentstate.storage.file.reconcile", lambda root: (calls.append(1), original(root)))
+    monkeypatch.setattr("agentstate.storage.file.storage.reconcile", lambda root: (calls.append(1), original(root)))
     again = make()
     assert await listed(again) == before
     told = [(item.scope, item.stamp and item.stamp.version) for item in await everything(again)]
@@ -234,7 +235,7 @@ async def test_scopes_lost_with_the_power(make, tmp_path, monkeypatch):
     await storage.close()
     name = name_of(SCOPES[1])
     shutil.rmtree(tmp_path / "scopes" / name[0] / name[1] / name)
-    monkeypatch.setattr("agentstate.storage.file_root._boot_id", lambda: "another boot")
+    monkeypatch.setattr("agentstate.storage.file.root._boot_id", lambda: "another boot")
     assert set(await listed(make())) == {SCOPES[0], SCOPES[2]}
 
 

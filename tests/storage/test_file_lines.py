@@ -3,7 +3,7 @@
 import orjson
 import pytest
 
-from agentstate.storage.file_lines import is_torn, read_lines, seal, unseal
+from agentstate.storage.file.lines import is_torn, read_lines, seal, unseal
 
 BODIES = [orjson.dumps({"n": n, "ops": [{"op": "commit", "text": "ä" * n}]}) for n in range(1, 5)]
 

@@ -7,8 +7,8 @@ import pytest
 
 from agentstate.errors import StorageClosedError
 from agentstate.scope import StateScope
-from agentstate.storage import file_queue
 from agentstate.storage.file import FileStorage
+from agentstate.storage.file import queue as file_queue
 from agentstate.storage.image import Image
 from agentstate.storage.protocol import Append, Increment, LeaseRequest, Part, Put, ScopeQuery, Wants
 from tests.storage.filedisks import CountingDisk, UnsyncedDisk
@@ -19,7 +19,7 @@ SCOPES = [StateScope.conversation(f"c{n}") for n in range(20)]
 @pytest.fixture(autouse=True)
 def unsynced(monkeypatch):
     """Let nothing wait for the disk."""
-    monkeypatch.setattr("agentstate.storage.file.Disk", UnsyncedDisk)
+    monkeypatch.setattr("agentstate.storage.file.storage.Disk", UnsyncedDisk)
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ async def test_the_cache_has_a_bound(storage, monkeypatch):
 async def test_one_large_state_is_kept(tmp_path, monkeypatch):
     """A state larger than the whole cache is kept while it is the one in use."""
     disk = CountingDisk()
-    monkeypatch.setattr("agentstate.storage.file.Disk", lambda: disk)
+    monkeypatch.setattr("agentstate.storage.file.storage.Disk", lambda: disk)
     monkeypatch.setattr(file_queue, "CACHE_BYTES", 1000)
     storage = FileStorage(tmp_path)
     await storage.commit([add(SCOPES[0], 10_000)], commit_id=1)

@@ -7,8 +7,10 @@ import pytest
 
 from agentstate.errors import StateError
 from agentstate.scope import StateScope
-from agentstate.storage import file_scope, file_snapshot, file_write
 from agentstate.storage.file import FileStorage
+from agentstate.storage.file import scope as file_scope
+from agentstate.storage.file import snapshot as file_snapshot
+from agentstate.storage.file import write as file_write
 from agentstate.storage.memory import MemoryStorage
 from agentstate.storage.protocol import (
     Append,
@@ -46,7 +48,7 @@ def small_logs(monkeypatch):
     monkeypatch.setattr(file_scope, "ROTATE_BYTES", 1500)
     monkeypatch.setattr(file_write, "ROTATE_BYTES", 1500)
     monkeypatch.setattr(file_snapshot, "SLACK", 500)
-    monkeypatch.setattr("agentstate.storage.file.Disk", UnsyncedDisk)
+    monkeypatch.setattr("agentstate.storage.file.storage.Disk", UnsyncedDisk)
 
 
 def some_part(chance, log):
@@ -153,7 +155,7 @@ async def test_commits_that_wait_share_a_line(tmp_path, monkeypatch):
             if name == "sync":
                 syncs.append(name)
 
-    monkeypatch.setattr("agentstate.storage.file.Disk", Slow)
+    monkeypatch.setattr("agentstate.storage.file.storage.Disk", Slow)
     storage = FileStorage(tmp_path)
     await storage.open()
     syncs.clear()

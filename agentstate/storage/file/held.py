@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from agentstate.storage.file_codec import (
+from agentstate.storage.file.codec import (
     decode_once,
     decode_part,
     decode_stamp,
@@ -23,7 +23,7 @@ from agentstate.storage.protocol import FAILURE_COUNT, FAILURE_SECONDS, Committe
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from agentstate.storage.file_lines import Json
+    from agentstate.storage.file.lines import Json
     from agentstate.storage.image import Image
     from agentstate.storage.protocol import OnceRecord, Stamp
 

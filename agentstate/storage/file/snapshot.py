@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import orjson
 
-from agentstate.storage.file_codec import (
+from agentstate.storage.file.codec import (
     decode_entry,
     decode_item,
     decode_once,
@@ -27,15 +27,15 @@ from agentstate.storage.file_codec import (
     encode_value,
     some_stamp,
 )
-from agentstate.storage.file_held import Held
-from agentstate.storage.file_lines import read_lines, seal
+from agentstate.storage.file.held import Held
+from agentstate.storage.file.lines import read_lines, seal
 from agentstate.storage.image import Image
 from agentstate.storage.image_log import Log
 from agentstate.storage.protocol import KNOWN_COMMITS, LogItem
 
 if TYPE_CHECKING:
     from agentstate.scope import StateScope
-    from agentstate.storage.file_lines import Json
+    from agentstate.storage.file.lines import Json
 
 __all__ = ["Archive", "archived", "decode_state", "encode_state", "worth_rewriting"]
 

@@ -19,21 +19,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from agentstate.errors import CommitUnknownError, StateError, StorageError, StorageFullError, StorageUnavailableError
-from agentstate.storage.file_directory import announcement
-from agentstate.storage.file_held import feed_entries
-from agentstate.storage.file_journal import ops_after
-from agentstate.storage.file_scope import ROTATE_BYTES, Inconsistent
-from agentstate.storage.file_write import UndecidedError, append, rotate, rotation_due
+from agentstate.storage.file.directory import announcement
+from agentstate.storage.file.held import feed_entries
+from agentstate.storage.file.journal import ops_after
+from agentstate.storage.file.scope import ROTATE_BYTES, Inconsistent
+from agentstate.storage.file.write import UndecidedError, append, rotate, rotation_due
 from agentstate.storage.oserrors import FULL, from_os_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from agentstate.storage.file_held import Held
-    from agentstate.storage.file_jobs import Write
-    from agentstate.storage.file_lines import Json
-    from agentstate.storage.file_root import Root
-    from agentstate.storage.file_scope import ScopeFiles
+    from agentstate.storage.file.held import Held
+    from agentstate.storage.file.jobs import Write
+    from agentstate.storage.file.lines import Json
+    from agentstate.storage.file.root import Root
+    from agentstate.storage.file.scope import ScopeFiles
 
 __all__ = ["Outcome", "announce_missing", "perform"]
 

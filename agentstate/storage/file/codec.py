@@ -32,7 +32,7 @@ from agentstate.storage.protocol import (
 
 if TYPE_CHECKING:
     from agentstate.scope import StateScope
-    from agentstate.storage.file_lines import Json
+    from agentstate.storage.file.lines import Json
 
 PLAIN: Final = frozenset(b'{["-0123456789tfn')
 READABLE_BYTES: Final = 64 * 1024

@@ -23,16 +23,16 @@ import orjson
 
 from agentstate.errors import StorageError, StorageUnavailableError
 from agentstate.scope import StateScope
-from agentstate.storage.file_codec import decode_stamp
-from agentstate.storage.file_directory import Directory, Known
-from agentstate.storage.file_lines import HEAD, Json, Line, read_lines, seal, unseal
-from agentstate.storage.file_scope import FORMAT, HEADER_BYTES, check_format
+from agentstate.storage.file.codec import decode_stamp
+from agentstate.storage.file.directory import Directory, Known
+from agentstate.storage.file.lines import HEAD, Json, Line, read_lines, seal, unseal
+from agentstate.storage.file.scope import FORMAT, HEADER_BYTES, check_format
 from agentstate.storage.protocol import FeedItem
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
-    from agentstate.storage.file_disk import Disk
+    from agentstate.storage.file.disk import Disk
     from agentstate.storage.protocol import ScopePage, ScopeQuery
 
 __all__ = ["Feed"]

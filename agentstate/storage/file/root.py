@@ -29,10 +29,10 @@ from typing import TYPE_CHECKING, Final
 import orjson
 
 from agentstate.errors import DamagedStateError, StorageAccessError, StorageError, StorageUnavailableError
-from agentstate.storage.file_feed import Feed
-from agentstate.storage.file_lines import read_lines, seal
-from agentstate.storage.file_marks import Marks
-from agentstate.storage.file_scope import FORMAT, Inconsistent, ScopeFiles, check_format
+from agentstate.storage.file.feed import Feed
+from agentstate.storage.file.lines import read_lines, seal
+from agentstate.storage.file.marks import Marks
+from agentstate.storage.file.scope import FORMAT, Inconsistent, ScopeFiles, check_format
 from agentstate.storage.oserrors import from_os_error
 from agentstate.storage.oslock import MachineLocks
 
@@ -40,9 +40,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
     from agentstate.scope import StateScope
-    from agentstate.storage.file_disk import Disk
-    from agentstate.storage.file_held import Held
-    from agentstate.storage.file_lines import Json
+    from agentstate.storage.file.disk import Disk
+    from agentstate.storage.file.held import Held
+    from agentstate.storage.file.lines import Json
 
 __all__ = ["Root", "name_of"]
 

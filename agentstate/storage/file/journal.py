@@ -10,15 +10,15 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from agentstate.storage.file_codec import decode_journal, some_stamp
-from agentstate.storage.file_lines import Json, read_lines
-from agentstate.storage.file_scope import Inconsistent
+from agentstate.storage.file.codec import decode_journal, some_stamp
+from agentstate.storage.file.lines import Json, read_lines
+from agentstate.storage.file.scope import Inconsistent
 from agentstate.storage.protocol import JOURNAL_COUNT, JournalRecord, Stamp
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from agentstate.storage.file_scope import ScopeFiles
+    from agentstate.storage.file.scope import ScopeFiles
 
 __all__ = ["find_commit", "ops_after", "records"]
 

@@ -9,15 +9,15 @@ from heapq import heappop, heappush
 from typing import TYPE_CHECKING, NamedTuple
 
 from agentstate.scope import StateScope
-from agentstate.storage.file_codec import decode_info, encode_info
+from agentstate.storage.file.codec import decode_info, encode_info
 from agentstate.storage.index import ScopeIndex
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from agentstate.storage.file_held import FeedEntry
-    from agentstate.storage.file_lines import Json
-    from agentstate.storage.file_scope import ScopeFiles
+    from agentstate.storage.file.held import FeedEntry
+    from agentstate.storage.file.lines import Json
+    from agentstate.storage.file.scope import ScopeFiles
     from agentstate.storage.protocol import ScopeInfo
 
 __all__ = ["Directory", "Known", "announcement", "farewell"]

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from agentstate.storage.protocol import Entry, EntryPage, LogItem, LogPage, Snapshot
 
 if TYPE_CHECKING:
-    from agentstate.storage.file_held import Held
-    from agentstate.storage.file_scope import ScopeFiles
+    from agentstate.storage.file.held import Held
+    from agentstate.storage.file.scope import ScopeFiles
     from agentstate.storage.protocol import Wants
 
 __all__ = ["entry_page", "found_item", "held_of", "log_page", "snapshot"]

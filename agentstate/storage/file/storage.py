@@ -22,15 +22,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Self, TypeVar
 
 from agentstate.errors import StorageClosedError, UnsupportedError
-from agentstate.storage.file_disk import Disk
-from agentstate.storage.file_jobs import Commit, Drop, Fail, Prolong, Push, pushed_expiry
-from agentstate.storage.file_journal import find_commit, records
-from agentstate.storage.file_look import entry_page, found_item, held_of, log_page, snapshot
-from agentstate.storage.file_options import DIRECTORY, Durability, FileOptions
-from agentstate.storage.file_queue import ScopeCache
-from agentstate.storage.file_root import Root
-from agentstate.storage.file_sweep import complete, reconcile, sweep
-from agentstate.storage.file_workers import Workers
+from agentstate.storage.file.disk import Disk
+from agentstate.storage.file.jobs import Commit, Drop, Fail, Prolong, Push, pushed_expiry
+from agentstate.storage.file.journal import find_commit, records
+from agentstate.storage.file.look import entry_page, found_item, held_of, log_page, snapshot
+from agentstate.storage.file.options import DIRECTORY, Durability, FileOptions
+from agentstate.storage.file.queue import ScopeCache
+from agentstate.storage.file.root import Root
+from agentstate.storage.file.sweep import complete, reconcile, sweep
+from agentstate.storage.file.workers import Workers
 from agentstate.storage.protocol import (
     FAILURE_SECONDS,
     Capabilities,
@@ -57,9 +57,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from agentstate.scope import StateScope
-    from agentstate.storage.file_held import Held
-    from agentstate.storage.file_queue import ScopeQueue
-    from agentstate.storage.file_scope import ScopeFiles
+    from agentstate.storage.file.held import Held
+    from agentstate.storage.file.queue import ScopeQueue
+    from agentstate.storage.file.scope import ScopeFiles
 
 __all__ = ["FileOptions", "FileStorage"]
 

@@ -13,18 +13,18 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from agentstate.errors import StorageClosedError
-from agentstate.storage.file_batch import Outcome, perform
-from agentstate.storage.file_workers import Reply, Sent, send
+from agentstate.storage.file.batch import Outcome, perform
+from agentstate.storage.file.workers import Reply, Sent, send
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from agentstate.scope import StateScope
-    from agentstate.storage.file_held import Held
-    from agentstate.storage.file_jobs import Write
-    from agentstate.storage.file_root import Root
-    from agentstate.storage.file_scope import ScopeFiles
-    from agentstate.storage.file_workers import Workers
+    from agentstate.storage.file.held import Held
+    from agentstate.storage.file.jobs import Write
+    from agentstate.storage.file.root import Root
+    from agentstate.storage.file.scope import ScopeFiles
+    from agentstate.storage.file.workers import Workers
 
 __all__ = ["ScopeCache", "ScopeQueue"]
 

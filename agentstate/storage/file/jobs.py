@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 import orjson
 
 from agentstate.errors import ConflictError, LeaseLostError
-from agentstate.storage.file_codec import dump, encode_once, encode_part
+from agentstate.storage.file.codec import dump, encode_once, encode_part
 from agentstate.storage.protocol import Committed, Snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from agentstate.scope import StateScope
-    from agentstate.storage.file_held import Held
-    from agentstate.storage.file_lines import Json
+    from agentstate.storage.file.held import Held
+    from agentstate.storage.file.lines import Json
     from agentstate.storage.oslock import MachineLocks
     from agentstate.storage.protocol import Lease, LeaseRequest, OnceRecord, Part, Stamp
 

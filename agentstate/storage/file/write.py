@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Final
 
 import orjson
 
-from agentstate.storage.file_lines import Json, read_lines, seal
-from agentstate.storage.file_scope import (
+from agentstate.storage.file.lines import Json, read_lines, seal
+from agentstate.storage.file.scope import (
     FORMAT,
     HEADER_BYTES,
     ROTATE_BYTES,
@@ -27,13 +27,13 @@ from agentstate.storage.file_scope import (
     look_at,
     segment_name,
 )
-from agentstate.storage.file_snapshot import Archive, archived, encode_state, worth_rewriting
+from agentstate.storage.file.snapshot import Archive, archived, encode_state, worth_rewriting
 from agentstate.storage.protocol import JOURNAL_COUNT
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from agentstate.storage.file_scope import ScopeFiles
+    from agentstate.storage.file.scope import ScopeFiles
 
 __all__ = ["UndecidedError", "append", "rotate", "rotation_due", "segments"]
 

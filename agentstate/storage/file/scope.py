@@ -23,14 +23,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from agentstate.errors import NewerFormatError
-from agentstate.storage.file_held import Held
-from agentstate.storage.file_lines import Json, Line, is_torn, read_lines
-from agentstate.storage.file_snapshot import Archive, decode_state
+from agentstate.storage.file.held import Held
+from agentstate.storage.file.lines import Json, Line, is_torn, read_lines
+from agentstate.storage.file.snapshot import Archive, decode_state
 from agentstate.storage.image import Image
 
 if TYPE_CHECKING:
     from agentstate.scope import StateScope
-    from agentstate.storage.file_disk import Disk
+    from agentstate.storage.file.disk import Disk
 
 __all__ = [
     "FORMAT",

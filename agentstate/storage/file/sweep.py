@@ -17,16 +17,16 @@ from typing import TYPE_CHECKING
 
 from agentstate.errors import DamagedStateError, StateError, StorageUnavailableError
 from agentstate.scope import StateScope
-from agentstate.storage.file_batch import announce_missing, perform
-from agentstate.storage.file_directory import announcement, farewell
-from agentstate.storage.file_jobs import Sweep, SweptScope
-from agentstate.storage.file_lines import read_lines
-from agentstate.storage.file_root import OPEN_SECONDS, WRITE_SECONDS, Root, name_of
-from agentstate.storage.file_scope import HEADER_BYTES
+from agentstate.storage.file.batch import announce_missing, perform
+from agentstate.storage.file.directory import announcement, farewell
+from agentstate.storage.file.jobs import Sweep, SweptScope
+from agentstate.storage.file.lines import read_lines
+from agentstate.storage.file.root import OPEN_SECONDS, WRITE_SECONDS, Root, name_of
+from agentstate.storage.file.scope import HEADER_BYTES
 from agentstate.storage.protocol import Swept
 
 if TYPE_CHECKING:
-    from agentstate.storage.file_scope import ScopeFiles
+    from agentstate.storage.file.scope import ScopeFiles
 
 __all__ = ["complete", "reconcile", "sweep"]
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from agentstate.storage.file_disk import Disk
+    from agentstate.storage.file.disk import Disk
 
 __all__ = ["Marks"]
 
