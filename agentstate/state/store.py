@@ -115,8 +115,8 @@ class Store:
             ContextNotFoundError: the state belongs to somebody else.
         """
         wants = self.wants(settings, origin.handler)
+        touch = settings.ttl if settings.ttl_mode == "sliding" else None
         if settings.turns in ("read", "optimistic"):
-            touch = settings.ttl if settings.ttl_mode == "sliding" else None
             snapshot = await self.storage.read(scope, wants, once=once, touch=touch)
             check_owner(snapshot, principal)
             return Turn(self, snapshot, settings, origin, principal=principal, parent=parent)
@@ -124,13 +124,21 @@ class Store:
         ticket = self._line.take(scope, origin.handler)
         if ticket is None:
             ticket = await self._wait_in_line(scope, settings, origin, parent)
+        nonce = ticket.lease.nonce if ticket.lease is not None else new_id()
         try:
-            snapshot = await self._take_turn(ticket, settings, wants, once, started)
+            request = LeaseRequest(nonce, LEASE_SECONDS, describe(ticket.holder))
+            while True:
+                reading = self.storage.read(scope, wants, lease=request, once=once, touch=touch)
+                snapshot = await (reading if self._inline else self._carry(reading, scope, nonce))
+                lease = snapshot.lease
+                if lease is not None:
+                    break
+                await self._wait_at_storage(snapshot, settings, nonce, started + settings.wait)
         except BaseException:
+            ticket.lease = None
+            self._give_back_nonce(scope, nonce)
             self._leave_line(ticket)
             raise
-        lease = snapshot.lease
-        assert lease is not None
         ticket.lease = lease
         try:
             check_owner(snapshot, principal)
@@ -157,25 +165,6 @@ class Store:
             max_waiting=settings.max_waiting,
             held=parent.tickets() if parent is not None else (),
         )
-
-    async def _take_turn(
-        self, ticket: Ticket, settings: TurnSettings, wants: Wants, once: str | None, started: float
-    ) -> Snapshot:
-        nonce = ticket.lease.nonce if ticket.lease is not None else new_id()
-        request = LeaseRequest(nonce, LEASE_SECONDS, describe(ticket.holder))
-        touch = settings.ttl if settings.ttl_mode == "sliding" else None
-        until = started + settings.wait
-        try:
-            while True:
-                reading = self.storage.read(ticket.scope, wants, lease=request, once=once, touch=touch)
-                snapshot = await (reading if self._inline else self._carry(reading, ticket.scope, nonce))
-                if snapshot.lease is not None:
-                    return snapshot
-                await self._wait_at_storage(snapshot, settings, nonce, until)
-        except BaseException:
-            ticket.lease = None
-            self._give_back_nonce(ticket.scope, nonce)
-            raise
 
     async def _wait_at_storage(self, snapshot: Snapshot, settings: TurnSettings, nonce: int, until: float) -> None:
         scope, holder = snapshot.scope, snapshot.holder
