@@ -23,6 +23,15 @@ def storage_of(backend, storage_options):
     return registry.create(backend, storage_options(backend))
 
 
+@pytest.fixture
+def ctrl_c():
+    """Let SIGINT raise as in a terminal; what a shell starts in the background has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_an_interrupted_wait_leaves_no_turn_behind(storage_options):
     """Ctrl-C in a synchronous handler that waits for its turn: the next one gets it."""
     storage = storage_of("sqlite", storage_options)
