@@ -122,7 +122,8 @@ class Buffer:
 
     def get(self, at: At) -> Any:
         """Return the value of a loaded entry, `MISSING` when it is absent; the read is checked at commit."""
-        self._note_read(at)
+        if at not in self._reads and at not in self.written and not self.cleared:
+            self._note_read(at)
         handed = self._handed.get(at)
         if handed is not None:
             return handed[0]
@@ -136,8 +137,6 @@ class Buffer:
         return value
 
     def _note_read(self, at: At) -> None:
-        if at in self._reads or at in self.written or self.cleared:
-            return
         parent = self.parent
         entry = (self if parent is None else self.root()).snapshot.entries.get(at)
         self._reads[at] = entry.stamp if entry is not None else None

@@ -41,7 +41,8 @@ async def add(frame: Frame, scope: StateScope, message: Message, *, ttl: float |
 
 def append(buffer: Buffer, message: Message, *, ttl: float | None, unique: bool) -> Message:
     """Append a message to a buffer that is ready for it."""
-    position = buffer.log(LOG).append(Append(LOG, message.id, message.to_bytes(), ttl, unique))
+    log = buffer.logs.get(LOG) or buffer.log(LOG)
+    position = log.append(Append(LOG, message.id, message.to_bytes(), ttl, unique))
     return message.at(0, position)
 
 

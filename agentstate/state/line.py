@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -51,7 +50,7 @@ class Ticket:
 @dataclass(slots=True)
 class _Line:
     holder: Ticket
-    waiting: deque[tuple[asyncio.Future[Ticket], str]]
+    waiting: list[tuple[asyncio.Future[Ticket], str]]
 
 
 class TurnLine:
@@ -71,7 +70,7 @@ class TurnLine:
             if scope in self._lines:
                 return None
             ticket = Ticket(scope, holder)
-            self._lines[scope] = _Line(ticket, deque())
+            self._lines[scope] = _Line(ticket, [])
             return ticket
 
     async def wait(
@@ -117,7 +116,7 @@ class TurnLine:
             line = self._lines.get(scope)
             if line is None:
                 ticket = Ticket(scope, holder)
-                self._lines[scope] = _Line(ticket, deque())
+                self._lines[scope] = _Line(ticket, [])
                 return ticket
             if len(line.waiting) >= max_waiting:
                 raise TurnInProgressError(
@@ -156,7 +155,7 @@ class TurnLine:
             served = self._served.pop(future, None)
             line = self._lines.get(scope)
             if line is not None:
-                line.waiting = deque(pair for pair in line.waiting if pair[0] is not future)
+                line.waiting = [pair for pair in line.waiting if pair[0] is not future]
         if served is not None:
             self._pass_on(served)
 
@@ -177,7 +176,7 @@ class TurnLine:
             if line is None or line.holder is not ticket:
                 return lease
             while line.waiting:
-                future, holder = line.waiting.popleft()
+                future, holder = line.waiting.pop(0)
                 handed = ticket.handed + 1 if lease is not None else 0
                 following = Ticket(ticket.scope, holder, lease, handed)
                 # A closed loop has nobody left to serve.
