@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from typing import Any
 
-import libvalkey
 import orjson
 import valkey.asyncio as valkey
 
@@ -16,7 +14,6 @@ WRITE = """
 redis.call('RPUSH', KEYS[1], ARGV[1], ARGV[2])
 redis.call('HSET', KEYS[2], 'count', ARGV[3])
 """
-INCOMPLETE = object()
 
 
 def keys(conversation: str) -> tuple[str, str]:
@@ -55,59 +52,42 @@ class TwoTripFloor:
             await trip.hset(entries, "count", number + 1).execute()
 
 
-class _Pipeline(asyncio.Protocol):
-    """A connection that sends what was asked in one pass of the loop as one packet."""
-
-    def __init__(self) -> None:
-        self.reader = libvalkey.Reader(notEnoughData=INCOMPLETE)
-        self.pending: deque[asyncio.Future[Any]] = deque()
-        self.outbox: list[bytes] = []
-        self.loop = asyncio.get_running_loop()
-
-    def connection_made(self, transport: Any) -> None:
-        self.transport = transport
-
-    def ask(self, *command: str | bytes | int) -> asyncio.Future[Any]:
-        if not self.outbox:
-            self.loop.call_soon(self._flush)
-        self.outbox.append(libvalkey.pack_command(command))
-        future = self.loop.create_future()
-        self.pending.append(future)
-        return future
-
-    def _flush(self) -> None:
-        self.transport.write(b"".join(self.outbox))
-        self.outbox.clear()
-
-    def data_received(self, data: bytes) -> None:
-        self.reader.feed(data)
-        while (reply := self.reader.gets()) is not INCOMPLETE:
-            self.pending.popleft().set_result(reply)
-
-
 class AutoPipelinedFloor(TwoTripFloor):
-    """Two reads in one packet, one script for the write, and one packet for all callers of a loop pass."""
+    """The same reads, a script for the write, and one pipeline of valkey-py for all callers of a loop pass."""
 
     name = "floor: auto-pipelined scripts"
 
-    def __init__(self, port: int) -> None:
-        super().__init__(port)
-        self.port = port
-
     async def open(self) -> None:
-        loop = asyncio.get_running_loop()
-        _, self.pipeline = await loop.create_connection(_Pipeline, "127.0.0.1", self.port)
-        self.sha = await self.pipeline.ask("SCRIPT", "LOAD", WRITE)
+        self.sha = await self.client.script_load(WRITE)
+        self.waiting: list[tuple[asyncio.Future[Any], tuple[Any, ...]]] = []
+        self.sending: set[asyncio.Task[None]] = set()
 
-    async def close(self) -> None:
-        self.pipeline.transport.close()
-        await super().close()
+    def ask(self, *command: Any) -> asyncio.Future[Any]:
+        loop = asyncio.get_running_loop()
+        if not self.waiting:
+            loop.call_soon(self._flush)
+        future = loop.create_future()
+        self.waiting.append((future, command))
+        return future
+
+    def _flush(self) -> None:
+        together, self.waiting = self.waiting, []
+        task = asyncio.create_task(self._send(together))
+        self.sending.add(task)
+        task.add_done_callback(self.sending.discard)
+
+    async def _send(self, together: list[tuple[asyncio.Future[Any], tuple[Any, ...]]]) -> None:
+        async with self.client.pipeline(transaction=False) as trip:
+            for _, command in together:
+                trip.execute_command(*command)
+            for (future, _), reply in zip(together, await trip.execute(), strict=True):
+                future.set_result(reply)
 
     async def turn(self, conversation: str) -> None:
         log, entries = keys(conversation)
-        ask = self.pipeline.ask
-        reading, (count, other) = ask("LRANGE", log, -TAIL, -1), await ask("HMGET", entries, "count", "other")
-        _ = [orjson.loads(item) for item in await reading], orjson.loads(other)
+        reading, asked = self.ask("LRANGE", log, -TAIL, -1), self.ask("HMGET", entries, "count", "other")
+        items, (count, other) = await reading, await asked
+        _ = [orjson.loads(item) for item in items], orjson.loads(other)
         number = int(count or 0)
         pair = orjson.dumps(message(number)), orjson.dumps(message(number, "assistant"))
-        await ask("EVALSHA", self.sha, 2, log, entries, *pair, number + 1)
+        await self.ask("EVALSHA", self.sha, 2, log, entries, *pair, number + 1)
