@@ -15,7 +15,7 @@ from agentstate.scope import StateScope, check_id
 from agentstate.text import message_text
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Coroutine
 
     from agentstate.binding import Bound
     from agentstate.injection import Injection, Role
@@ -119,23 +119,21 @@ class Call:
 
     def arguments(self, context: ConversationContext, context_id: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return what to call the handler with."""
-
-        def make(role: Role) -> Any:
-            if role == "context":
-                return context
-            return context_id if role == "context_id" else context.conversation(context_id)
-
-        return self.plan.injection.arguments(
-            self.args, dict(self.kwargs), make, bound=self.instance is not None and self._is_method()
+        injection = self.plan.injection
+        given: dict[Role, Any] = {"context": context, "context_id": context_id}
+        if "conversation" in injection.roles.values():
+            given["conversation"] = context.conversation(context_id)
+        return injection.arguments(
+            self.args, self.kwargs.copy(), given, bound=self.instance is not None and self._is_method()
         )
 
     def _is_method(self) -> bool:
         # The wrapped function of a bound call is bound already: its first parameter isn't the caller's.
         return hasattr(self.wrapped, "__self__")
 
-    async def run(self) -> Any:
-        """Run the handler in its turn."""
-        return await in_turn(self.bound.store, self.request(), self._begin)
+    def run(self) -> Coroutine[Any, Any, Any]:
+        """Run the handler in its turn, once this is awaited."""
+        return in_turn(self.bound.store, self.request, self._begin)
 
     def _begin(self, frame: Frame) -> Awaitable[Any]:
         args, kwargs = self.arguments(ConversationContext.in_frame(frame), frame.turn.context_id)

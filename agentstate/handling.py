@@ -65,13 +65,19 @@ class Outcome(NamedTuple):
     result: Any
 
 
-async def in_turn(store: Store, request: Request, run: Callable[[Frame], Awaitable[R]]) -> R:
+async def in_turn(store: Store, ask: Callable[[], Request], run: Callable[[Frame], Awaitable[R]]) -> R:
     """Run a handler in a turn of its own, or in a frame of the turn it is called in.
+
+    Args:
+        store: where its state is.
+        ask: says what the turn needs to know of the call.
+        run: calls the handler.
 
     Raises:
         AlreadyDone: the idempotency key was served, and its result couldn't be stored.
         OnceMismatchError: the idempotency key came with another input before.
     """
+    request = ask()
     joined = Frame.joined(store, request.scope)
     if joined is not None:
         return await in_child_frame(joined, request, run)

@@ -28,7 +28,7 @@ SESSION_NAMES: Final = ("session_id", "sessionId")
 def context_id_of(
     task: Any, names: Sequence[str] = CONTEXT_NAMES, *, own_id: bool = True
 ) -> tuple[str | None, list[str]]:
-    """Return the id that ``task`` carries, and all places that were looked at, the last being where it was.
+    """Return the id that ``task`` carries and the place where it was, else ``None`` and all places.
 
     Each name is looked for in the task's metadata, in its message's metadata, in the task and
     in its message; then, if ``own_id``, the task's own id counts. Empty text counts as absent,
@@ -37,23 +37,22 @@ def context_id_of(
     Raises:
         ContextIdError: something else stands where an id should be, as a list or a dict.
     """
-    looked: list[str] = []
     metadata, message = field_of(task, "metadata"), field_of(task, "message")
-    places = [("metadata.", metadata), ("", task)]
+    places = [("", task)] if metadata is None else [("metadata.", metadata), ("", task)]
     if message is not None:
-        places[1:1] = [("message.metadata.", field_of(message, "metadata"))]
+        places[-1:-1] = [("message.metadata.", field_of(message, "metadata"))]
         places.append(("message.", message))
     for name in names:
         for label, place in places:
-            looked.append(label + name)
-            value = None if place is None else field_of(place, name)
-            if value is not None and (found := _id(looked[-1], value)) is not None:
-                return found, looked
-    for label, value in _own_ids(task, message) if own_id else ():
-        looked.append(label)
-        if (found := _id(label, value)) is not None:
-            return found, looked
-    return None, looked
+            value = field_of(place, name)
+            if value is not None and (found := _id(label, name, value)) is not None:
+                return found, [label + name]
+    own = list(_own_ids(task, message)) if own_id else []
+    for name, value in own:
+        if (found := _id("", name, value)) is not None:
+            return found, [name]
+    everywhere = ("metadata.", *(label for label, _ in places if label != "metadata."))
+    return None, [*(label + name for name in names for label in everywhere), *(name for name, _ in own)]
 
 
 def field_of(value: Any, name: str) -> Any:
@@ -78,7 +77,7 @@ def _own_ids(task: Any, message: Any) -> Iterator[tuple[str, Any]]:
             yield label + name, None if place is None else field_of(place, name)
 
 
-def _id(label: str, value: Any) -> str | None:
+def _id(label: str, name: str, value: Any) -> str | None:
     if type(value) is str:
         return value or None
     if value is None or callable(value):
@@ -91,5 +90,5 @@ def _id(label: str, value: Any) -> str | None:
     if type(value).__name__ == "UUID":
         return str(value)
     raise ContextIdError(
-        f"{label} of the task is a {type(value).__name__}, not an id.", remedy="Pass text there, or use key=."
+        f"{label}{name} of the task is a {type(value).__name__}, not an id.", remedy="Pass text there, or use key=."
     )

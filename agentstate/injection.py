@@ -71,14 +71,14 @@ class Injection:
         return {name: hint for name, hint in shown.items() if hint is not NOTHING}
 
     def arguments(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], make: Callable[[Role], Any], *, bound: bool
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], given: Mapping[Role, Any], *, bound: bool
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return the arguments to call the handler with.
 
         Args:
             args: what the caller passed by position, without a bound method's ``self``.
             kwargs: what the caller passed by name; changed in place.
-            make: returns what a role gets.
+            given: what each role gets.
             bound: ``self`` is filled already.
         """
         skipped = 1 if bound else 0
@@ -88,7 +88,7 @@ class Injection:
             filled = self.positional[skipped : skipped + len(args)]
         for name, role in self.roles.items():
             if kwargs.get(name) is None and name not in filled:
-                kwargs[name] = make(role)
+                kwargs[name] = given[role]
         if not self.takes_id:
             kwargs.pop("context_id", None)  # it named the state, and has done so
         return (args, kwargs) if own or not self.shifted else self._woven(args, kwargs, skipped)

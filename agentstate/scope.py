@@ -153,6 +153,8 @@ def check_id(value: object, what: str) -> str:
     Raises:
         ContextIdError: it is none.
     """
+    if type(value) is str and 0 < len(value) <= MAX_ID_BYTES and value.isascii() and "\0" not in value:
+        return value  # as nearly all are
     if not isinstance(value, str):
         raise ContextIdError(f"The {what} id is {type(value).__name__}, not text.", remedy="Pass str(...).")
     if not value:
@@ -179,8 +181,6 @@ def check_key(key: object) -> str:
     Raises:
         ContextIdError: it can't.
     """
-    if type(key) is str and 0 < len(key) <= MAX_ID_BYTES and key.isascii() and "\0" not in key:
-        return key
     try:
         return check_id(key, "key")
     except ContextIdError as error:

@@ -201,7 +201,7 @@ GIVEN = {"context": "<context>", "context_id": "<id>", "conversation": "<convers
 
 def call(func, *args, **kwargs):
     """Call a function as its stateful handler would."""
-    args, kwargs = plan(func, required=False).arguments(args, kwargs, GIVEN.__getitem__, bound=False)
+    args, kwargs = plan(func, required=False).arguments(args, kwargs, GIVEN, bound=False)
     return func(*args, **kwargs)
 
 
