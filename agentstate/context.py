@@ -156,7 +156,8 @@ class ConversationContext(ContextBase):
         """
         if message_id is None and self._frame is not None:
             message_id = self._frame.turn.next_message_id()
-        message = self._message(role, content, metadata, message_id, fields)
+        now = self._store.clock()
+        message = Message.new(role, content, id=message_id, metadata=metadata, now=now, **fields)
         buffer = self._ready(context_id)
         if buffer is not None:
             return history.append(buffer, message, ttl=ttl, unique=message_id is not None)
@@ -174,12 +175,7 @@ class ConversationContext(ContextBase):
         role, content, own_id = fields.pop("role"), fields.pop("content", ""), fields.pop("id", None)
         if own_id is None and self._frame is not None:
             own_id = self._frame.turn.next_message_id()
-        return self._message(role, content, fields.pop("metadata", None), own_id, fields), own_id is not None
-
-    def _message(
-        self, role: str, content: Any, metadata: Mapping[str, Any] | None, own_id: str | None, fields: dict[str, Any]
-    ) -> Message:
-        return Message.new(role, content, id=own_id, metadata=metadata, now=self._store.clock(), **fields)
+        return Message.new(role, content, id=own_id, now=self._store.clock(), **fields), own_id is not None
 
     async def get_history(
         self,

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, TypeVar, overload
 
 from agentstate import codec
 from agentstate.errors import DamagedStateError, UnsupportedValueError
@@ -69,7 +69,9 @@ class _Field(Generic[T]):
         if view is None:
             return self
         value: Any = view._data.get(self.name)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - histories are long
-        return cast("T", value if type(value) is str else view.field(self.name))
+        kind: Any = type(value)
+        found: T = value if kind is str else view.field(self.name)
+        return found
 
     def __set__(self, view: _View, value: object) -> NoReturn:
         raise AttributeError(f"{self.name} of a {type(view).__name__} can't be set")
@@ -136,7 +138,7 @@ class Message(_View):
             check_id(id, "message")
         data: dict[str, Any] = {
             "id": new_id() if id is None else str.__str__(id),
-            "role": _role(role),
+            "role": _ROLES.get(role, role) if type(role) is str and role else _role(role),
             "content": content if type(content) is str else _content(content, beside_calls=bool(tool_calls)),
             "timestamp": utc_now_iso(now) if timestamp is None and now is not None else _iso(timestamp, now),
             "metadata": {} if metadata is None else dict(metadata),

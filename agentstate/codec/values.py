@@ -9,7 +9,6 @@ when first needed. The functions keep no state: any thread may call them at any 
 from __future__ import annotations
 
 import functools
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from agentstate.codec.envelope import (
@@ -106,8 +105,10 @@ def decode_many(many: Sequence[bytes]) -> list[Any]:
     joined = b"[" + b",".join(many) + b"]"
     values: list[Any] = []
     if MARK not in joined:  # which no JSON text holds
-        with suppress(ValueError):
+        try:
             values = _orjson().loads(joined)
+        except ValueError:
+            values = []
     # Damage could make one value look like two: then each speaks for itself.
     return values if len(values) == len(many) else [decode(data) for data in many]
 

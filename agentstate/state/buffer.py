@@ -390,7 +390,8 @@ class Buffer:
 
     def _checks(self) -> list[Check]:
         checks = [Check("entry", section, stamp, key) for (section, key), stamp in self._reads.items()]
-        checks.extend(Check("section", name, self.snapshot.sections.get(name)) for name in self.section_reads)
+        if self.section_reads:
+            checks += [Check("section", name, self.snapshot.sections.get(name)) for name in self.section_reads]
         for name, log in self.logs.items():
             if log.was_read:
                 stored = self.snapshot.logs.get(name)

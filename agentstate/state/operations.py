@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from agentstate import codec
@@ -29,12 +30,21 @@ def variable(key: str) -> tuple[str, str]:
     Raises:
         ContextIdError: the key can't be one.
     """
-    return (VARIABLES, check_key(key))
+    try:
+        return _entry(VARIABLES, key)
+    except TypeError:  # it can't be hashed, so it is no text either
+        return (VARIABLES, check_key(key))
 
 
 def metadata(key: str) -> tuple[str, str]:
     """Return where a piece of metadata lies; raises as `variable` does."""
     return (METADATA, check_key(key))
+
+
+@lru_cache(maxsize=1024)
+def _entry(section: str, key: str) -> tuple[str, str]:
+    """Check a key once: a handler's few keys come again at every turn."""
+    return (section, check_key(key))
 
 
 async def get_many(frame: Frame, scope: StateScope, section: str, keys: Sequence[str] | None) -> dict[str, Any]:
