@@ -15,6 +15,7 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, TypeVar, overload
 
 from agentstate import codec
+from agentstate.codec.exact import kind_of
 from agentstate.errors import DamagedStateError, UnsupportedValueError
 from agentstate.randomness import random_bits
 from agentstate.scope import check_id
@@ -69,8 +70,7 @@ class _Field(Generic[T]):
         if view is None:
             return self
         value: Any = view._data.get(self.name)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - histories are long
-        kind: Any = type(value)
-        found: T = value if kind is str else view.field(self.name)
+        found: T = value if kind_of(value) is str else view.field(self.name)
         return found
 
     def __set__(self, view: _View, value: object) -> NoReturn:
