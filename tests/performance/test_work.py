@@ -8,7 +8,7 @@ import tracemalloc
 
 from tests.performance.conftest import seed, task, workload
 
-MOST_CALLS = 240
+MOST_CALLS = 205
 
 
 async def calls_of(handler, context_id):
