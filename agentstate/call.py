@@ -123,13 +123,9 @@ class Call:
         given: dict[Role, Any] = {"context": context, "context_id": context_id}
         if "conversation" in injection.roles.values():
             given["conversation"] = context.conversation(context_id)
-        return injection.arguments(
-            self.args, self.kwargs.copy(), given, bound=self.instance is not None and self._is_method()
-        )
-
-    def _is_method(self) -> bool:
         # The wrapped function of a bound call is bound already: its first parameter isn't the caller's.
-        return hasattr(self.wrapped, "__self__")
+        bound = self.instance is not None and hasattr(self.wrapped, "__self__")
+        return injection.arguments(self.args, self.kwargs.copy(), given, bound=bound)
 
     def run(self) -> Coroutine[Any, Any, Any]:
         """Run the handler in its turn, once this is awaited."""

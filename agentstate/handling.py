@@ -93,6 +93,9 @@ async def in_turn(store: Store, ask: Callable[[], Request], run: Callable[[Frame
     except BaseException as error:
         await failed(turn, request, error)
         raise
+    if request.once is None and request.settings.turns != "read":
+        await store.commit_turn(turn)
+        return result
     return await conclude(turn, request, result)
 
 

@@ -82,6 +82,8 @@ class Injection:
             bound: ``self`` is filled already.
         """
         skipped = 1 if bound else 0
+        if not (kwargs or self.shifted or len(args) > self.first - skipped):
+            return args, {name: given[role] for name, role in self.roles.items()}
         filled: Sequence[str] = ()
         own = len(args) > self.first - skipped and self._fills_injected(args, skipped)
         if own:

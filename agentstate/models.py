@@ -171,15 +171,15 @@ class Message(_View):
             raise _no_message(many, positions) from None
         return list(map(cls, many, seqs, positions))
 
-    def to_bytes(self) -> bytes:
-        """Return the fields as they are stored.
+    def stored(self) -> tuple[str, bytes]:
+        """Return the id, and the fields as they are stored.
 
         Raises:
             UnsupportedValueError: one would not come back the same.
         """
         data = self._data
         plain = len(data) == len(_REQUIRED) and not data["metadata"] and type(data["content"]) is str
-        return codec.encode(data, exact=plain)
+        return data["id"], codec.encode(data, exact=plain)
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as they are stored, in a dict of their own."""

@@ -8,9 +8,9 @@ context variables, so that the application's own events carry them.
 
 from __future__ import annotations
 
+import functools
 import logging
 import sys
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["bind_context", "debug", "unbind_context", "warning"]
 
 
-@cache
+@functools.cache
 def _bound(name: str) -> Any:
     import structlog
 
@@ -39,9 +39,8 @@ def _bound(name: str) -> Any:
 _turn = logging.getLogger("agentstate.turn")
 
 
-def debugging() -> bool:
-    """Whether anybody listens to the events of turns."""
-    return _turn.isEnabledFor(logging.DEBUG)
+debugging = functools.partial(_turn.isEnabledFor, logging.DEBUG)
+"""Whether anybody listens to the events of turns."""
 
 
 def debug(event: str, **fields: Any) -> None:

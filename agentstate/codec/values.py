@@ -92,7 +92,8 @@ def decode(data: bytes, *, limit: int = MAX_VALUE_BYTES) -> Any:
         ValueTooLargeError: the value is larger than ``limit`` bytes.
     """
     if data[:1] != MARK:
-        check_size(len(data), limit)
+        if len(data) > limit:
+            check_size(len(data), limit)
         return _parse(data)
     codec, payload = unpack(data, limit)
     if codec == RAW:

@@ -15,6 +15,7 @@ from agentstate import codec
 from agentstate.errors import ConflictError, UnsavedChangeError
 from agentstate.state.logbuffer import LogBuffer
 from agentstate.storage.protocol import ANY, KEEP, Check, Entry, Increment, Keep, Part, Put, Snapshot, Stamp
+from agentstate.storage.records import new
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -122,12 +123,16 @@ class Buffer:
 
     def get(self, at: At) -> Any:
         """Return the value of a loaded entry, `MISSING` when it is absent; the read is checked at commit."""
-        if at not in self._reads and at not in self.written and not self.cleared:
-            self._note_read(at)
-        handed = self._handed.get(at)
-        if handed is not None:
-            return handed[0]
-        data = self.peek(at)
+        data: bytes | int | _Missing | None
+        if self.parent is None and not (self.written or self.deltas or self.cleared):
+            entry = self.snapshot.entries.get(at)  # nothing lies over it: most reads of most turns
+            data, self._reads[at] = (None, None) if entry is None else (entry.value, entry.stamp)
+        else:
+            if at not in self._reads and at not in self.written and not self.cleared:
+                self._note_read(at)
+            data = self.peek(at)
+        if at in self._handed:
+            return self._handed[at][0]
         if data is None or type(data) is int:
             return MISSING if data is None else data
         assert type(data) is bytes
@@ -151,7 +156,7 @@ class Buffer:
     def put(self, at: At, value: Any, ttl: float | None = None) -> None:
         """Set an entry. Raises `UnsupportedValueError` when the value wouldn't come back the same."""
         data = codec.encode(value)
-        self.written[at] = _Written(data, ttl)
+        self.written[at] = new(_Written, (data, ttl))
         if self.deltas:
             self.deltas.pop(at, None)
         if codec.is_mutable(value):
@@ -379,7 +384,7 @@ class Buffer:
             ttl=self.expiry,
         )
         if self.written:
-            part.puts = [Put(*at, one.value, one.ttl) for at, one in self.written.items() if one.value is not None]
+            part.puts = [new(Put, (*at, *one)) for at, one in self.written.items() if one.value is not None]
             if len(part.puts) < len(self.written):
                 part.deletes = [at for at, one in self.written.items() if one.value is None]
         if self.deltas:
@@ -389,11 +394,11 @@ class Buffer:
         return part
 
     def _checks(self) -> list[Check]:
-        checks = [Check("entry", section, stamp, key) for (section, key), stamp in self._reads.items()]
+        checks = [new(Check, ("entry", at[0], stamp, at[1])) for at, stamp in self._reads.items()]
         if self.section_reads:
             checks += [Check("section", name, self.snapshot.sections.get(name)) for name in self.section_reads]
         for name, log in self.logs.items():
             if log.was_read:
                 stored = self.snapshot.logs.get(name)
-                checks.append(Check("log", name, stored.stamp if stored is not None else None))
+                checks.append(new(Check, ("log", name, None if stored is None else stored.stamp, "")))
         return checks

@@ -12,6 +12,7 @@ from agentstate import codec
 from agentstate.errors import ContextNotFoundError
 from agentstate.models import Message
 from agentstate.storage.protocol import Append
+from agentstate.storage.records import new
 
 if TYPE_CHECKING:
     from agentstate.scope import StateScope
@@ -42,8 +43,8 @@ async def add(frame: Frame, scope: StateScope, message: Message, *, ttl: float |
 def append(buffer: Buffer, message: Message, *, ttl: float | None, unique: bool) -> Message:
     """Append a message to a buffer that is ready for it."""
     log = buffer.logs.get(LOG) or buffer.log(LOG)
-    position = log.append(Append(LOG, message.id, message.to_bytes(), ttl, unique))
-    return message.at(0, position)
+    message_id, data = message.stored()
+    return message.at(0, log.append(new(Append, (LOG, message_id, data, ttl, unique))))
 
 
 async def read(
@@ -123,7 +124,7 @@ async def edit(frame: Frame, scope: StateScope, place: int | Message, message: M
     """Replace a message; what it was stays in the journal."""
     item = await _item(frame, scope, position_of(place))
     buffer = await frame.writable(scope)
-    buffer.log(LOG).edit(item, message.to_bytes())
+    buffer.log(LOG).edit(item, message.stored()[1])
     return message.at(item.seq, item.position)
 
 

@@ -33,7 +33,7 @@ class LogBuffer:
         """Lie over a stored log, over a parent's buffer, or over nothing."""
         self.view = view
         self.parent = parent
-        self.loaded: list[LogItem] = list(view.items) if view is not None else []
+        self.loaded: list[LogItem] = [] if view is None else list(view.items)
         self.pending: list[Append] = []
         self.was_read = False
         self._edits: dict[int, _Edit] = {}
@@ -91,7 +91,7 @@ class LogBuffer:
 
     def tail(self, count: int) -> list[LogItem] | None:
         """Return the last items as this turn sees them, ``None`` when some must be loaded first."""
-        if self.parent is None and not self.changed:
+        if self.parent is None and not (self.pending or self.changed):
             loaded = self.loaded
             if len(loaded) < count and len(loaded) < self.end - self.start:
                 return None

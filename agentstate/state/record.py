@@ -46,8 +46,12 @@ def _orjson() -> Any:
 def encode_record(part: Part, origin: Origin, at: float) -> bytes:
     """Return the journal record of a part."""
     orjson = _orjson()
-    record: dict[str, Any] = {name: text for name, text in zip(Origin._fields, origin, strict=True) if text}
-    record["at"] = at
+    operation, handler, turn, actor, reason, correlation, parent = origin
+    record: dict[str, Any] = {"at": at, "operation": operation}
+    if turn:
+        record |= {"handler": handler, "turn": turn, "correlation": correlation}
+    if actor or reason or parent:
+        record |= {name: text for name, text in (("actor", actor), ("reason", reason), ("parent", parent)) if text}
     if part.clear:
         record["clear"] = True
     if part.puts:

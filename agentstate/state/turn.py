@@ -68,7 +68,7 @@ class Turn:
         lazy: nothing was read at the start; each need is loaded when it comes. So are calls
             outside of turns: their own small unit of work.
         principal: who asks; ``None`` when the host doesn't know.
-        plain: calls need nothing but the buffer: the usual case.
+        plain: calls need nothing but the buffer: the usual case, until the turn ends.
         publishing: set while a commit half-way is under way: whoever would change something waits
             for it, since what changed meanwhile would be taken for a part of it.
     """
@@ -133,6 +133,7 @@ class Turn:
     def close(self) -> None:
         """End the turn: whoever still has it, or a frame of it, can't use it any more."""
         self.closed = True
+        self.plain = False
         self.deadline = -inf
         self.frame.open = False
         self.frame = _ENDED  # the two hold each other, which only the garbage collector would notice
@@ -200,15 +201,20 @@ class Turn:
 
 
 class Frame(Access):
-    """What a handler's context works on."""
+    """What a handler's context works on.
 
-    __slots__ = ("_lock", "buffers", "open", "parent", "turn")
+    Attributes:
+        own: the buffer of the turn's own state.
+    """
+
+    __slots__ = ("_lock", "buffers", "open", "own", "parent", "turn")
 
     def __init__(self, turn: Turn, parent: Frame | None, buffers: dict[StateScope, Buffer]) -> None:
         """Begin a frame of a turn."""
         self.turn = turn
         self.parent = parent
         self.buffers = buffers
+        self.own = buffers[turn.scope]
         self.open = True
         self._lock: asyncio.Lock | None = None
 
@@ -248,7 +254,7 @@ class Frame(Access):
             ContextNotFoundError: the state is, or will be, somebody else's.
         """
         self.check_open()
-        own = self.buffers[self.turn.scope]
+        own = self.own
         owner = own.owned_by or (None if own.snapshot.birth else self.turn.principal) or None
         if principal is not None and owner not in (None, principal):
             raise not_found(self.turn.scope)
@@ -275,16 +281,16 @@ class Frame(Access):
     def ready(self, context_id: str) -> Buffer | None:
         """Return the buffer of the turn's own state if a call on it needs nothing but the buffer.
 
-        That is the usual case: a small state, read whole, in a turn that commits at its end.
+        That is the usual case: a small state, read whole, in a turn that commits at its end. Whether
+        the turn took too long is asked at its commit.
         """
         turn = self.turn
         if not (turn.plain and self.open and context_id == turn.context_id):
             return None
-        renewed = turn.renewed
-        if monotonic() > turn.deadline or (renewed is not None and renewed.lost):
+        if turn.renewed is not None and turn.renewed.lost:
             self.check_open()
-        buffer = self.buffers[turn.scope]
-        return buffer if buffer.snapshot.complete else None
+        own = self.own
+        return own if own.snapshot.complete else None
 
     async def buffer(self, scope: StateScope) -> Buffer:
         """Return the buffer of a state; another state than the turn's joins it at its present stamp.

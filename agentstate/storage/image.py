@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
+from math import inf
 from typing import TYPE_CHECKING
 
 from agentstate.errors import ConflictError, UnsupportedValueError, ValueTooLargeError
@@ -33,6 +34,7 @@ from agentstate.storage.protocol import (
     Stamp,
     Wants,
 )
+from agentstate.storage.records import new
 
 if TYPE_CHECKING:
     from agentstate.scope import StateScope
@@ -150,8 +152,13 @@ class Image:
             )
         if not isinstance(part.base, Keep) and part.base != stamp:
             raise self._conflict(part.base, stamp, "the state")
+        entries = self.entries
         for kind, name, expected, key in part.checks:
-            found = self._found(kind, name, key, now) if alive else None
+            if alive and kind == "entry":
+                entry = entries.get((name, key))
+                found = entry.stamp if entry is not None and (entry.expires_at or inf) > now else None
+            else:
+                found = self._found(kind, name) if alive else None
             if found != expected:
                 raise self._conflict(expected, found, f"{name}/{key}" if kind == "entry" else name)
         if part.edits:
@@ -167,10 +174,7 @@ class Image:
         said = f"{what} of {self.scope} was {expected or 'absent'} when it was read and is {found or 'absent'} now."
         return ConflictError(said, scope=self.scope, expected=expected, found=found, what=what)
 
-    def _found(self, kind: str, name: str, key: str, now: float) -> Stamp | None:
-        if kind == "entry":
-            entry = self.entry(name, key, now)
-            return entry.stamp if entry is not None else None
+    def _found(self, kind: str, name: str) -> Stamp | None:
         if kind == "section":
             return self.sections.get(name)
         log = self.logs.get(name)
@@ -222,7 +226,7 @@ class Image:
             if part.clear and not (part.puts or part.increments or part.appends):
                 return Committed(None, 0, {}, {})
         self.version += 1
-        stamp = self.stamp = Stamp(self.version, commit_id)
+        stamp = self.stamp = new(Stamp, (self.version, commit_id))
         self.updated_at = now
         removed = self._shrink_logs(part, stamp) if part.cuts or part.trims or part.edits else {}
         self._change_entries(part, stamp, now, counters)
@@ -233,9 +237,9 @@ class Image:
         if once is not None:
             self._remember_once(once, now)
         if part.record is not None:
-            self.journal.append(JournalRecord(stamp, now, part.record, ranges, removed))
+            self.journal.append(new(JournalRecord, (stamp, now, part.record, ranges, removed)))
         touched = {name: self.logs[name].view() for name in (ranges | removed if removed else ranges)}
-        return Committed(stamp, self.birth, touched, counters, self.expires_at)
+        return new(Committed, (stamp, self.birth, touched, counters, self.expires_at))
 
     def _reset(self, now: float, commit_id: int) -> None:
         self.birth, self.created_at, self.stamp = commit_id, now, None
@@ -282,7 +286,7 @@ class Image:
         for section, key, value, ttl in part.puts:
             at = (section, key)
             self._discard(at)
-            self.entries[at] = Entry(value, stamp, None if ttl is None else now + ttl)
+            self.entries[at] = new(Entry, (value, stamp, None if ttl is None else now + ttl))
             self.entry_bytes += len(key) + len(value)
             self.sections[section] = stamp
         for at, number in counters.items():
@@ -307,14 +311,16 @@ class Image:
                 log = self.logs[name] = Log(stamp)
             if unique and item_id in log.ids:
                 continue
-            seq, log.next_seq = log.next_seq, log.next_seq + 1
+            seq = log.next_seq
+            log.next_seq = seq + 1
             items = log.items
-            items.append(LogItem(seq, log.first + len(items), item_id, value, None if ttl is None else now + ttl))
+            place = log.first + len(items)
+            items.append(new(LogItem, (seq, place, item_id, value, None if ttl is None else now + ttl)))
             log.size += len(value)
             log.stamp = stamp
             if unique:
                 log.ids[item_id] = seq
-            ranges[name] = (ranges.get(name, (seq,))[0], seq)
+            ranges[name] = (ranges[name][0] if name in ranges else seq, seq)
         return ranges
 
     def _change_meta(self, part: Part, now: float, *, created: bool) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from agentstate.storage.protocol import LogItem, LogView
+from agentstate.storage.records import new
 
 if TYPE_CHECKING:
     from agentstate.storage.protocol import Stamp
@@ -37,8 +38,8 @@ class Log:
     def view(self, tail: int = 0) -> LogView:
         """Return the head with the last ``tail`` items."""
         items = self.items
-        head = self.first + len(items) - 1
-        return LogView(self.first, head, self.next_seq, self.stamp, self.size, tuple(items[-tail:]) if tail > 0 else ())
+        wanted = tuple(items[-tail:]) if tail > 0 else ()
+        return new(LogView, (self.first, self.first + len(items) - 1, self.next_seq, self.stamp, self.size, wanted))
 
     def slice(self, start: int, end: int) -> list[LogItem]:
         """Return the items with ``start <= position < end``."""

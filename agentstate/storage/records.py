@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol, TypeVar, cast
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,6 +31,16 @@ __all__ = [
     "Swept",
     "Wants",
 ]
+
+T = TypeVar("T")
+
+
+class _New(Protocol):
+    def __call__(self, kind: type[T], fields: tuple[Any, ...], /) -> T: ...
+
+
+new: Final = cast("_New", tuple.__new__)  # pyright: ignore[reportUnknownMemberType] - its items' type
+"""Makes a named tuple of all its fields, as ``new(Entry, (value, stamp, None))``, for half of what its class takes."""
 
 INLINE_BYTES: Final = 32 * 1024
 MAX_LABELS: Final = 8
