@@ -13,10 +13,16 @@ from urllib.parse import quote, unquote
 
 from agentstate.errors import ContextIdError
 
-__all__ = ["KINDS", "MAX_ID_BYTES", "StateScope", "check_id", "check_key"]
+__all__ = ["KINDS", "MAX_ID_BYTES", "ScopeKind", "StateScope", "check_id", "check_key"]
 
 MAX_ID_BYTES = 512
 KINDS = ("global", "team", "agent", "workflow", "step", "session", "conversation", "user", "custom")
+
+
+class ScopeKind(str):
+    """A kind of scope without an id, as in ``StateScope.AGENT``: for whoever knows which one is meant."""
+
+    __slots__ = ()
 
 
 class _Address(NamedTuple):
@@ -29,12 +35,22 @@ class StateScope(_Address):
     """The address of one state.
 
     Use the constructors (``StateScope.conversation("c-1")``, ``StateScope.GLOBAL``, …): they
-    check the ids. Scopes are values: equal, hashable, ordered.
+    check the ids. Scopes are values: equal, hashable, ordered. ``StateScope.AGENT`` and the other
+    constants are kinds: a bound state (`StateManager.bind`) knows the id.
     """
 
     __slots__ = ()
 
     GLOBAL: ClassVar[StateScope]
+    TEAM: ClassVar[ScopeKind] = ScopeKind("team")
+    GUILD: ClassVar[ScopeKind] = TEAM
+    AGENT: ClassVar[ScopeKind] = ScopeKind("agent")
+    WORKFLOW: ClassVar[ScopeKind] = ScopeKind("workflow")
+    STEP: ClassVar[ScopeKind] = ScopeKind("step")
+    SESSION: ClassVar[ScopeKind] = ScopeKind("session")
+    CONVERSATION: ClassVar[ScopeKind] = ScopeKind("conversation")
+    USER: ClassVar[ScopeKind] = ScopeKind("user")
+    CUSTOM: ClassVar[ScopeKind] = ScopeKind("custom")
 
     @classmethod
     def make(cls, kind: str, *ids: str, tenant: str = "") -> StateScope:
