@@ -122,6 +122,8 @@ class Part:
             it, seconds set it: from now on (``sliding``), or only when the scope is new
             (``sliding=False``).
         record: the journal record, already encoded; ``None`` leaves the journal alone.
+        checks_only: nothing of this scope changes, it gets no version and isn't created: the commit
+            only relies on it. For commits of several scopes, with or without a part that changes something.
     """
 
     scope: StateScope
@@ -142,6 +144,7 @@ class Part:
     ttl: float | Keep | None = KEEP
     sliding: bool = True
     record: bytes | None = None
+    checks_only: bool = False
 
 
 class Committed(NamedTuple):

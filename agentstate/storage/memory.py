@@ -175,6 +175,9 @@ class MemoryStorage:
                 checked.append((part, image, alive))
             done: list[Committed] = []
             for part, image, alive in checked:
+                if part.checks_only:
+                    done.append(Committed(image.stamp, image.birth, {}, {}, image.expires_at))
+                    continue
                 one = image.apply(part, commit_id, now, alive=alive, once=None if done else once)
                 self._note(image, one.stamp, now, alive=alive)
                 done.append(one)

@@ -64,6 +64,8 @@ class Change(Conditions):
     def write(self, commit_id: int, once: OnceRecord | None) -> Committed:
         """Make the change of a checked part."""
         part = self._part
+        if part.checks_only:
+            return Committed(self._state.stamp, self._state.birth, {}, {}, self._state.expires)
         if self._fresh:
             empty = part.clear and not (part.puts or part.increments or part.appends)
             self._begin_anew(commit_id, dropped=empty)

@@ -239,6 +239,27 @@ class AtomicityTests(StorageCase):
         assert [one.stamp for one in done] == [Stamp(1, 9), Stamp(2, 9)]
         assert await value_of(storage, "k", A) == await value_of(storage, "k", B) == b"1"
 
+    async def test_a_part_that_only_checks(self, storage: Storage) -> None:
+        """A commit may rely on a state that it doesn't change: that one gets no version, and isn't created."""
+        need(storage.capabilities.atomic_scopes, "atomic_scopes")
+        stamp = (await put(storage, B, k=b"0")).stamp
+        absent = A.conversation("absent")
+        parts = [
+            Part(scope=A, puts=[Put("variables", "k", b"1")]),
+            Part(scope=B, checks=[Check("entry", "variables", stamp, "k")], checks_only=True),
+            Part(scope=absent, checks=[Check("entry", "variables", None, "k")], checks_only=True),
+        ]
+        await storage.commit(parts, commit_id=9)
+        assert (await read(storage, B)).stamp == stamp
+        assert (await read(storage, absent)).stamp is None
+        assert [one.scope for one in (await storage.scopes(ScopeQuery())).items] == [A, B]
+        changed = await put(storage, B, k=b"2")
+        with pytest.raises(ConflictError):
+            await storage.commit(parts, commit_id=10)
+        with pytest.raises(ConflictError):
+            await storage.commit(parts[1:], commit_id=11)
+        assert ((await read(storage, A)).stamp, (await read(storage, B)).stamp) == (Stamp(1, 9), changed.stamp)
+
     async def test_several_scopes_refused(self, storage: Storage) -> None:
         """A storage that can't commit several scopes says so and writes nothing."""
         if storage.capabilities.atomic_scopes:
