@@ -13,7 +13,7 @@ import typer
 from agentstate.cli.connection import AsJson, Backend, ConfigFile, Target, Tenant, Url
 from agentstate.cli.listing import known_kind
 from agentstate.cli.moments import duration
-from agentstate.cli.output import console, print_json
+from agentstate.cli.output import counting, print_json
 from agentstate.scope import check_id
 from agentstate.storage.protocol import ScopePage, ScopeQuery
 
@@ -71,22 +71,10 @@ def cleanup(
 
 
 async def _cleanup(target: Target, query: ScopeQuery, *, dry_run: bool) -> Counts:
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    screen = console(stderr=True)
-    bar = Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}: {task.completed}"),
-        TimeElapsedColumn(),
-        console=screen,
-        transient=True,
-        disable=not screen.is_terminal,
-    )
-    with bar:
-        seen = bar.add_task("states looked at", total=None)
+    with counting("states looked at") as progress:
         storage: Storage
         async with target.opened() as storage:
-            counts = await _drop_old(storage, query, dry_run=dry_run, progress=lambda n: bar.advance(seen, n))
+            counts = await _drop_old(storage, query, dry_run=dry_run, progress=progress)
             return counts if dry_run else counts._replace(expired=await _sweep(storage))
 
 

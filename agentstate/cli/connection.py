@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from agentstate.storage.protocol import Storage
 
-__all__ = ["AsJson", "Backend", "ConfigFile", "Target", "Tenant", "Url"]
+__all__ = ["AsJson", "Backend", "ConfigFile", "Target", "Tenant", "Url", "is_missing"]
 
 Url = Annotated[str | None, typer.Option("--url", help="The storage's URL, as in sqlite:///state.db.")]
 Backend = Annotated[str | None, typer.Option("--backend", help="The storage's backend, as in file.")]
@@ -30,21 +30,28 @@ class Target(NamedTuple):
     config: Path | None
 
     @asynccontextmanager
-    async def opened(self) -> "AsyncGenerator[Storage]":
+    async def opened(self, *, create: bool = False) -> "AsyncGenerator[Storage]":
         """Open the storage for a block.
+
+        Args:
+            create: make it when it is missing.
 
         Raises:
             StorageUnavailableError: nothing was ever stored there; looking doesn't create it.
         """
-        storage = self._storage()
-        _refuse_empty(storage)
+        storage = self.storage()
+        if not create and is_missing(storage):
+            raise StorageUnavailableError(
+                f"There is no state in {storage.location} yet.", remedy="Name another place by --url or --config."
+            )
         try:
             await storage.open()
             yield storage
         finally:
             await storage.close()
 
-    def _storage(self) -> "Storage":
+    def storage(self) -> "Storage":
+        """Return the storage, not yet open."""
         from agentstate import config
         from agentstate.storage import registry
 
@@ -53,8 +60,9 @@ class Target(NamedTuple):
         return registry.create(found.settings.backend, found.settings.options)
 
 
-def _refuse_empty(storage: "Storage") -> None:
-    if storage.name in {"sqlite", "file"} and not Path(storage.location).exists():
-        raise StorageUnavailableError(
-            f"There is no state in {storage.location} yet.", remedy="Name another place by --url or --config."
-        )
+def is_missing(storage: "Storage") -> bool:
+    """Whether nothing was ever stored there, as far as that is seen without opening it."""
+    place = Path(storage.location)
+    if storage.name == "file":
+        place /= "store.json"  # the directory may be another system's
+    return storage.name in {"sqlite", "file"} and not place.exists()

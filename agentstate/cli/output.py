@@ -8,16 +8,17 @@ from __future__ import annotations
 import json
 import sys
 from base64 import b64encode
+from contextlib import contextmanager
 from datetime import UTC, date, datetime, time
 from math import isfinite
 from typing import TYPE_CHECKING, Any, Final, cast
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 
     from rich.console import Console
 
-__all__ = ["console", "iso", "print_json", "safe", "size", "table"]
+__all__ = ["console", "counting", "iso", "print_json", "safe", "size", "table"]
 
 WIDE: Final = 100_000
 
@@ -47,6 +48,18 @@ def console(*, stderr: bool = False) -> Console:
 
     stream = sys.stderr if stderr else sys.stdout
     return Console(file=stream, highlight=False, markup=False, emoji=False, width=None if stream.isatty() else WIDE)
+
+
+@contextmanager
+def counting(what: str) -> Generator[Callable[[int], None]]:
+    """Count on the terminal while inside; yields what adds to the count. Elsewhere nothing is shown."""
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    screen = console(stderr=True)
+    columns = SpinnerColumn(), TextColumn("{task.description}: {task.completed}"), TimeElapsedColumn()
+    with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda more: bar.advance(task, more)
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

@@ -11,6 +11,7 @@ from agentstate.cli.exits import DATA
 from agentstate.cli.output import console, iso, print_json, safe, size, table
 from agentstate.errors import ContextNotFoundError, DamagedStateError, NewerFormatError, StateError
 from agentstate.scope import KINDS, StateScope
+from agentstate.state.legacy import legacy_of
 from agentstate.storage.protocol import Entry, Snapshot, Wants
 
 if TYPE_CHECKING:
@@ -57,6 +58,9 @@ async def _report(target: Target, scope: StateScope, messages: int) -> dict[str,
     async with target.opened() as storage:
         snapshot = await storage.read(scope, Wants(tails=((LOG, messages),)))
         if snapshot.stamp is None:
+            legacy = legacy_of(storage)
+            if legacy is not None:
+                await legacy.refuse(scope)
             raise ContextNotFoundError(
                 f"There is no state {scope} in {storage.location}.", scope=scope, remedy="See 'agentstate ls'."
             )

@@ -23,7 +23,7 @@ What is better, and therefore different:
   of the message, and refuses callers who aren't, who all shared one state.
 
 Records that AgentUp itself wrote are not read in passing. A state that has such a record and
-isn't imported raises, naming `import_agentup`, and nothing is overwritten.
+isn't imported raises, naming the command that imports it, and nothing is overwritten.
 """
 
 from __future__ import annotations
@@ -37,7 +37,6 @@ from agentstate import decorator
 from agentstate.binding import Binding
 from agentstate.compat.agentup_context import ConversationContext, ConversationState
 from agentstate.compat.agentup_import import import_agentup
-from agentstate.compat.agentup_records import refuse_record
 from agentstate.conversation import Conversation
 from agentstate.dispatching import register_handler
 from agentstate.dispatching import wrapped as registered_as
@@ -199,8 +198,6 @@ def _adapted(func: Callable[..., Any]) -> Any:
     async def handler(*args: Any, agentstate_conversation: Conversation, **kwargs: Any) -> Any:
         frame = current.get()
         assert frame is not None
-        here = (await frame.buffer(frame.turn.scope)).snapshot
-        await refuse_record(frame.turn.store, frame.turn.scope, new=not here.birth)
         context = ConversationContext(
             frame.turn.store, settings=frame.turn.settings, principal=frame.turn.principal, frame=frame
         )

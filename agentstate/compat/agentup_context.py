@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from agentstate import context as native
 from agentstate import models
-from agentstate.compat.agentup_records import message_of, moment_of, refuse_record
+from agentstate.compat.agentup_records import message_of, moment_of
 from agentstate.models import Message
 from agentstate.state import history
 from agentstate.state.settings import TurnSettings
 from agentstate.storage.memory import MemoryStorage
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
+    from collections.abc import Iterable, Mapping
     from datetime import datetime
 
-    from agentstate.conversation import Conversation
     from agentstate.scope import StateScope
     from agentstate.state.store import Store
     from agentstate.state.turn import Frame
@@ -100,22 +98,6 @@ class ConversationContext(native.ConversationContext):
             settings = TurnSettings(ttl=getattr(storage, "ttl", None))
         where = MemoryStorage() if storage is None else storage
         super().__init__(where, settings=settings, principal=principal, tenant=tenant, frame=frame)
-
-    async def _run(self, context_id: str, operation: Callable[..., Awaitable[R]], *args: Any, **kwargs: Any) -> R:
-        await refuse_record(self._store, self.scope_of(context_id))
-        return await super()._run(context_id, operation, *args, **kwargs)
-
-    async def increment(self, context_id: str, key: str, by: int = 1) -> int:
-        """See `agentstate.ConversationContext.increment`."""
-        await refuse_record(self._store, self.scope_of(context_id))
-        return await super().increment(context_id, key, by)
-
-    @asynccontextmanager
-    async def turn(self, context_id: str, *, name: str = "turn") -> AsyncGenerator[Conversation]:
-        """See `agentstate.ConversationContext.turn`."""
-        await refuse_record(self._store, self.scope_of(context_id))
-        async with super().turn(context_id, name=name) as conversation:
-            yield conversation
 
     async def get_or_create(self, context_id: str, user_id: str | None = None) -> ConversationState:
         """Return the whole state, made first if it is absent; ``user_id`` becomes its owner."""

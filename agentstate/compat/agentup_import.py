@@ -14,10 +14,11 @@ import aiofiles
 import aiofiles.os
 
 from agentstate import codec
-from agentstate.compat.agentup_records import IMPORTED, imported_as, is_record, whole_of
+from agentstate.compat.agentup_records import whole_of
 from agentstate.errors import ConfigError, StorageAccessError
 from agentstate.exchange.importing import Imported, OnExisting, check_mode, store_all
 from agentstate.scope import StateScope
+from agentstate.state.legacy import IMPORTED, imported_as, is_record
 from agentstate.state.settings import TurnSettings
 from agentstate.storage.file import FileOptions, FileStorage
 from agentstate.storage.protocol import Part, Put, Storage
@@ -27,7 +28,7 @@ from agentstate.storage.valkey.options import options_from
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Callable
 
     from agentstate.context import ConversationContext
     from agentstate.exchange.importing import Whole
@@ -46,9 +47,11 @@ async def import_agentup(
     source: str | os.PathLike[str] | Storage,
     context: ConversationContext,
     *,
-    key_prefix: str = KEY_PREFIX,
+    key_prefix: str | None = None,
     siblings: bool = False,
     on_existing: OnExisting = "skip",
+    dry_run: bool = False,
+    progress: Callable[[], None] | None = None,
 ) -> Imported:
     """Store what AgentUp wrote as conversations, under the ids it used.
 
@@ -61,11 +64,13 @@ async def import_agentup(
         source: AgentUp's directory, one of its files, its Valkey URL; or a file or Valkey storage of
             ours at the same place.
         context: where the conversations go.
-        key_prefix: of AgentUp's keys, with a Valkey URL.
+        key_prefix: of AgentUp's keys, with a Valkey URL that doesn't say it; ``agentup:state:`` by default.
         siblings: AgentUp's ``stateful_user``, ``stateful_session`` and ``stateful_conversation`` put
             ``user:``, ``session:`` and ``conversation:`` before their ids: such records go to
             where their namesakes here look. Without it these are conversations like the others.
         on_existing: what to do with a state that is there already; see `import_contexts`.
+        dry_run: store nothing, and say what would be stored.
+        progress: called after each record was read.
 
     Raises:
         DamagedStateError: a record is damaged; names it. Those before it are stored.
@@ -78,16 +83,19 @@ async def import_agentup(
     async def wholes() -> AsyncGenerator[Whole]:
         async with aclosing(_read(source, key_prefix, context.store)) as found:
             async for whole in found:
+                if progress is not None:
+                    progress()
                 whole.scope = _scope(context, whole.head.id, siblings=siblings)
                 # What was imported and cleared since stays cleared.
-                if on_existing == "skip" and await imported_as(context.store, whole.head.id) == whole.scope.text:
+                if on_existing == "skip" and await imported_as(context.storage, whole.head.id) == whole.scope.text:
                     done.append(whole.head.id)
                 else:
                     places[whole.head.id] = whole.scope.text
                     yield whole
 
-    imported = await store_all(context, wholes(), on_existing)
-    await _note(context.store, places)
+    imported = await store_all(context, wholes(), on_existing, dry_run=dry_run)
+    if not dry_run:
+        await _note(context.store, places)
     return imported._replace(skipped=(*imported.skipped, *done))
 
 
@@ -100,14 +108,14 @@ def _scope(context: ConversationContext, context_id: str, *, siblings: bool) -> 
 
 
 async def _note(store: Store, places: dict[str, str]) -> None:
-    """Note what was imported as what; see `refuse_record`."""
+    """Note what was imported as what; see `agentstate.state.legacy`."""
     rows = list(places.items())
     for start in range(0, len(rows), BATCH):
         puts = [Put("variables", key, codec.encode(place)) for key, place in rows[start : start + BATCH]]
         await store.commit_call(Part(scope=IMPORTED, puts=puts), TurnSettings())
 
 
-def _read(source: str | os.PathLike[str] | Storage, key_prefix: str, store: Store) -> AsyncGenerator[Whole]:
+def _read(source: str | os.PathLike[str] | Storage, key_prefix: str | None, store: Store) -> AsyncGenerator[Whole]:
     if isinstance(source, ValkeyStorage):
         return _on_valkey(source.options, store)
     if isinstance(source, FileStorage):
@@ -117,8 +125,13 @@ def _read(source: str | os.PathLike[str] | Storage, key_prefix: str, store: Stor
     if isinstance(source, str) and "://" in source:
         if source.startswith("file://"):
             return _in_files(Path(FileOptions(url=source).directory))
-        return _on_valkey(options_from(source, {"key_prefix": key_prefix}), store)
+        return _on_valkey(_options(source, key_prefix), store)
     return _in_files(Path(source))
+
+
+def _options(url: str, key_prefix: str | None) -> ValkeyOptions:
+    options = options_from(url, {} if key_prefix is None else {"key_prefix": key_prefix})
+    return options if "key_prefix" in options.model_fields_set else options_from(url, {"key_prefix": KEY_PREFIX})
 
 
 async def _in_files(place: Path) -> AsyncGenerator[Whole]:

@@ -11,6 +11,7 @@ from agentstate.errors import ConflictError
 from agentstate.exchange.files import records
 from agentstate.exchange.lines import Count, Entry, Head, Item
 from agentstate.state.history import LOG as HISTORY
+from agentstate.state.store import check_owner
 from agentstate.state.turn import not_found
 from agentstate.storage.protocol import ANY, KEEP, Append, Increment, Part, Put, Wants
 
@@ -76,7 +77,7 @@ async def import_contexts(
     check_mode(on_existing)
     async for _ in records(Path(path)):
         pass
-    return await store_all(context, _wholes(Path(path)), on_existing)
+    return await store_all(context, _to_begin(context, _wholes(Path(path))), on_existing)
 
 
 def check_mode(on_existing: str) -> None:
@@ -85,13 +86,24 @@ def check_mode(on_existing: str) -> None:
         raise ValueError(f"on_existing is {on_existing!r}; use 'error', 'skip' or 'replace'")
 
 
-async def store_all(context: ConversationContext, wholes: AsyncGenerator[Whole], on_existing: OnExisting) -> Imported:
-    """Store conversations, one after the other."""
+async def _to_begin(context: ConversationContext, wholes: AsyncGenerator[Whole]) -> AsyncGenerator[Whole]:
+    legacy = context.store.legacy
+    async with aclosing(wholes) as each:
+        async for whole in each:
+            if legacy is not None:
+                await legacy.refuse(context.scope_of(whole.head.id))
+            yield whole
+
+
+async def store_all(
+    context: ConversationContext, wholes: AsyncGenerator[Whole], on_existing: OnExisting, *, dry_run: bool = False
+) -> Imported:
+    """Store conversations, one after the other; a dry run only says what it would do."""
     stored = messages = 0
     skipped: list[str] = []
     async with aclosing(wholes) as each:
         async for whole in each:
-            if await _store(context, whole, on_existing, stored):
+            if await _store(context, whole, on_existing, stored, dry_run=dry_run):
                 stored += 1
                 messages += sum(item.log == HISTORY for item in whole.items)
             else:
@@ -111,7 +123,9 @@ async def _wholes(path: Path) -> AsyncGenerator[Whole]:
                 whole.add(record)
 
 
-async def _store(context: ConversationContext, whole: Whole, on_existing: OnExisting, before: int) -> bool:
+async def _store(
+    context: ConversationContext, whole: Whole, on_existing: OnExisting, before: int, *, dry_run: bool
+) -> bool:
     scope = whole.scope or context.scope_of(whole.head.id)
     if context.principal is not None and whole.head.owner not in (None, context.principal):
         raise not_found(scope)
@@ -119,11 +133,14 @@ async def _store(context: ConversationContext, whole: Whole, on_existing: OnExis
     if whole.head.expires_at is not None and whole.head.expires_at <= now:
         return False
     for tried in range(TRIES):
-        there = await context.store.read(scope, NOTHING, principal=context.principal)
+        there = await context.storage.read(scope, NOTHING)
+        check_owner(there, context.principal)
         if there.birth and on_existing == "skip":
             return False
         if there.birth and on_existing == "error":
             break
+        if dry_run:
+            return True
         part = _part(scope, whole, now)
         part.owner = whole.head.owner or context.principal or None
         # What is replaced is what was looked at; a new one must still be new.

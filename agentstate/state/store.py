@@ -19,19 +19,19 @@ from weakref import WeakSet
 
 from agentstate.errors import (
     CommitUnknownError,
-    ContextNotFoundError,
     StateError,
     TurnInProgressError,
     TurnTimeoutError,
 )
 from agentstate.observability import debug, debugging, warning
 from agentstate.state.holders import describe
+from agentstate.state.legacy import legacy_of
 from agentstate.state.line import Ticket, TurnLine
 from agentstate.state.record import Origin, encode_failure, encode_record
 from agentstate.state.renewal import LEASE_SECONDS, renewer
 from agentstate.state.settle import Errand, own_task, settle
 from agentstate.state.turn import Frame, Turn, new_id, not_found
-from agentstate.storage.protocol import KEEP, LeaseRequest, Wants
+from agentstate.storage.protocol import ANY, KEEP, LeaseRequest, Wants
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -53,6 +53,7 @@ class Store:
         """Wrap a storage. ``clock`` stamps messages and records, in seconds since the epoch."""
         self.storage = storage
         self.clock = clock
+        self.legacy = legacy_of(storage)
         self._line = TurnLine(self._give_back)
         _stores.add(self)
         self._learned: dict[str, dict[tuple[str, str], None]] = {}
@@ -92,8 +93,13 @@ class Store:
             ContextNotFoundError: it belongs to somebody else.
         """
         snapshot = await self.storage.read(scope, wants)
-        check_owner(snapshot, principal)
+        await self._check_seen(snapshot, principal)
         return snapshot
+
+    async def _check_seen(self, snapshot: Snapshot, principal: str | None) -> None:
+        check_owner(snapshot, principal)
+        if not snapshot.birth and self.legacy is not None:
+            await self.legacy.refuse(snapshot.scope)
 
     # -- entering ----------------------------------------------------------------------------
 
@@ -118,7 +124,7 @@ class Store:
         touch = settings.ttl if settings.ttl_mode == "sliding" else None
         if settings.turns in ("read", "optimistic"):
             snapshot = await self.storage.read(scope, wants, once=once, touch=touch)
-            check_owner(snapshot, principal)
+            await self._check_seen(snapshot, principal)
             return Turn(self, snapshot, settings, origin, principal=principal, parent=parent)
         started = time.monotonic()
         ticket = self._line.take(scope, origin.handler)
@@ -142,7 +148,9 @@ class Store:
         ticket.lease = lease
         try:
             check_owner(snapshot, principal)
-        except ContextNotFoundError:
+            if not snapshot.birth and self.legacy is not None:
+                await self.legacy.refuse(scope)
+        except BaseException:
             await self._release(ticket)
             raise
         turn = Turn(self, snapshot, settings, origin, principal=principal, parent=parent)
@@ -205,6 +213,8 @@ class Store:
 
     async def commit_call(self, part: Part, settings: TurnSettings) -> Committed:
         """Commit one blind change, outside any turn."""
+        if part.birth is ANY and self.legacy is not None:
+            await self.legacy.refuse(part.scope)
         if settings.ttl is not None:
             part.ttl, part.sliding = settings.ttl, settings.ttl_mode == "sliding"
         part.record = encode_record(part, Origin("call"), self.clock())
@@ -252,6 +262,8 @@ class Store:
         try:
             if turn.publishing is not None:
                 await turn.quiet()
+            if turn.lazy and self.legacy is not None:  # nothing was read yet
+                await self.legacy.refuse(turn.scope)
             changed = self._changed(turn)
             parts = [self._part(turn, buffer) for _, buffer in changed]
         except BaseException:

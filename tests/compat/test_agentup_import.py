@@ -6,8 +6,10 @@ import json
 import time
 
 import pytest
+from pydantic import SecretStr
 
-from agentstate import ConversationContext
+import agentstate
+from agentstate import ConversationContext, StateScope
 from agentstate.compat import agentup
 from agentstate.compat.agentup import import_agentup, stateful, stateful_user
 from agentstate.errors import (
@@ -18,6 +20,8 @@ from agentstate.errors import (
     StorageAccessError,
     UnsupportedError,
 )
+from agentstate.storage.protocol import Wants
+from agentstate.storage.valkey import ValkeyStorage
 
 NAIVE, AWARE = "2025-07-01T10:00:00.123456", "2025-07-01T10:00:00.123456+00:00"
 
@@ -134,7 +138,7 @@ async def test_a_state_that_was_not_imported_is_refused(place):
 
     context = agentup.ConversationContext(place.storage)
     for _ in range(2):
-        with pytest.raises(UnsupportedError, match=r"'c-1'.*import_agentup\(context\.storage, context\)"):
+        with pytest.raises(UnsupportedError, match=r"'c-1'.*agentstate import-agentup --url"):
             await handler({"context_id": "c-1"})
     for call in (context.get_history("c-1"), context.set_variable("c-1", "n", 1), context.increment("c-1", "n")):
         with pytest.raises(UnsupportedError):
@@ -145,6 +149,104 @@ async def test_a_state_that_was_not_imported_is_refused(place):
     assert (await import_agentup(context.storage, context)).conversations == 1
     assert await handler({"context_id": "c-1"}) == 3
     assert place.written("c-1") == record("c-1")
+
+
+async def test_native_handlers_meet_it_too(place):
+    """In every mode, bound or blind, from inside another state's turn: nothing is begun beside a forgotten record."""
+    place.write("c-1")
+    native = ConversationContext(place.storage)
+
+    def handler(**settings):
+        @agentstate.stateful(storage=place.storage, **settings)
+        async def run(task, context, context_id):
+            await context.set_variable(context_id, "n", 1)
+
+        return run
+
+    for settings in ({}, {"turns": "optimistic"}, {"turns": "read"}, {"commit": "immediate"}, {"turns": "reject"}):
+        with pytest.raises(UnsupportedError, match="agentstate import-agentup --url"):
+            await handler(**settings)({"context_id": "c-1"})
+    calls = [
+        lambda: native.set_variable("c-1", "n", 1),
+        lambda: native.increment("c-1", "n"),
+        lambda: native.add_to_history("c-1", "user", "x"),
+        lambda: native.get_variable("c-1", "n"),
+        lambda: native.clear_context("c-1"),
+        lambda: native.get_or_create("c-1"),
+    ]
+    for call in calls:
+        with pytest.raises(UnsupportedError):
+            await call()
+    with pytest.raises(UnsupportedError):
+        async with native.turn("c-1"):
+            pass
+    assert (await place.storage.read(StateScope.conversation("c-1"), Wants())).lease is None
+    assert not (await native.list_contexts())
+    assert place.written("c-1") == record("c-1")
+    await handler()({"context_id": "c-2"})
+    await import_agentup(native.storage, native)
+    await handler(turns="reject")({"context_id": "c-1"})
+    assert await native.get_variable("c-1", "name") == "grüße"
+
+
+async def test_the_turn_is_given_back(place):
+    """A refused handler holds nothing: whoever comes next is refused at once, and not after a wait."""
+    place.write("c-1")
+
+    @agentstate.stateful(storage=place.storage, turns="reject")
+    async def handler(task, context, context_id):
+        raise AssertionError
+
+    for _ in range(3):
+        with pytest.raises(UnsupportedError):
+            await handler({"context_id": "c-1"})
+
+
+async def test_other_tenants_and_kinds_are_left_alone(place):
+    """A record imported for a tenant is no other's; an agent's or workflow's state never was AgentUp's."""
+    place.write("c-1")
+    acme = ConversationContext(place.storage, tenant="acme")
+    with pytest.raises(UnsupportedError, match="--tenant acme"):
+        await acme.get_history("c-1")
+    await import_agentup(place.storage, acme)
+    assert len(await acme.get_history("c-1")) == 2
+    assert await ConversationContext(place.storage, tenant="other").get_history("c-1") == []
+    assert await ConversationContext(place.storage).get_history("c-1") == []
+
+
+async def test_importing_lines_is_refused_too(place, memory, tmp_path):
+    """A conversation from a file of ours isn't put in the place of a record that nobody imported."""
+    place.write("c-1")
+    ours = ConversationContext(memory)
+    await ours.set_variable("c-1", "n", 1)
+    await ours.export(tmp_path / "all.jsonl")
+    with pytest.raises(UnsupportedError, match="import-agentup"):
+        await ConversationContext(place.storage).import_(tmp_path / "all.jsonl")
+
+
+async def test_a_dry_run_stores_nothing(place, memory):
+    """It says what would be stored, and what is there already."""
+    place.write("c-1")
+    place.write("c-2")
+    context = ConversationContext(memory)
+    await context.set_variable("c-2", "n", 1)
+    seen = []
+    found = await import_agentup(place.source, context, **options(place), dry_run=True, progress=lambda: seen.append(1))
+    assert (found.conversations, found.messages, found.skipped, len(seen)) == (1, 2, ("c-2",), 2)
+    assert not await context.exists("c-1")
+    assert (await import_agentup(place.source, context, **options(place))).conversations == 1
+
+
+def test_the_url_in_the_hint_says_all():
+    """Prefix, user and other settings are in it; of the password only that there is one."""
+    made = agentup.ValkeyStorage("valkeys://ada:s3cret@host:7000/2?socket_timeout=9", "agentup:state:")
+    assert made.legacy_url == "valkeys://ada:PASSWORD@host:7000/2?key_prefix=agentup%3Astate%3A&socket_timeout=9.0"
+    assert ValkeyStorage(made.legacy_url).options == made.options.model_copy(update={"password": SecretStr("PASSWORD")})
+    assert (
+        ValkeyStorage("unix:///run/v.sock?db=3", key_prefix="x:").legacy_url
+        == "unix:///run/v.sock?db=3&key_prefix=x%3A"
+    )
+    assert ValkeyStorage().legacy_url is None
 
 
 async def test_a_cleared_state_isnt_taken_for_a_forgotten_one(place):
@@ -164,12 +266,12 @@ async def test_siblings_states_go_to_their_namesakes(place):
     async def handler(task, context, context_id):
         return await context.get_variable(context_id, "name")
 
-    with pytest.raises(UnsupportedError, match="siblings=True"):
+    with pytest.raises(UnsupportedError, match="--siblings"):
         await handler({})
     context = agentup.ConversationContext(place.storage)
     await import_agentup(context.storage, context)
     assert await context.get_variable("user:alice", "name") == "grüße"
-    with pytest.raises(UnsupportedError, match="siblings=True"):
+    with pytest.raises(UnsupportedError, match="--siblings"):
         await handler({})
     await import_agentup(context.storage, context, siblings=True)
     assert await handler({}) == "grüße"

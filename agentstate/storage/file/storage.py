@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Self, TypeVar
 
 from agentstate.errors import StorageClosedError, UnsupportedError
+from agentstate.storage.file import legacy
 from agentstate.storage.file.disk import Disk
 from agentstate.storage.file.jobs import Commit, Drop, Fail, Prolong, Push, pushed_expiry
 from agentstate.storage.file.journal import find_commit, records
@@ -330,3 +331,17 @@ class FileStorage:
         """See `Storage.sweep`."""
         await self.open()
         return await self._workers.run(lambda: sweep(self._root, limit))
+
+    # -- what others wrote -----------------------------------------------------------------
+
+    @property
+    def legacy_url(self) -> str:
+        """The URL of this directory, where AgentUp may have written, too."""
+        return Path(self.location).as_uri()
+
+    async def legacy_record(self, context_id: str) -> bytes | None:
+        """Return a record that AgentUp itself wrote, as it is."""
+        path = legacy.path_of(self.location, context_id)
+        if path is None or not legacy.lies_there(path):
+            return None
+        return await self._workers.run(lambda: legacy.read(path))

@@ -8,16 +8,35 @@ from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING
+from urllib.parse import urlencode
 
 from agentstate.storage.valkey.faults import ServerError, from_server
+from agentstate.storage.valkey.options import ValkeyOptions
 
 if TYPE_CHECKING:
     from agentstate.storage.valkey.connections import LoopConnections
-    from agentstate.storage.valkey.options import ValkeyOptions
 
-__all__ = ["keys", "record"]
+__all__ = ["keys", "record", "url_of"]
 
 STEP = 1000
+NOT_IN_QUERY = {"url", "db", "username", "password"}
+OWN_PREFIX = ValkeyOptions().key_prefix
+
+
+def url_of(options: ValkeyOptions) -> str | None:
+    """Return a URL with all that these options say, but ``PASSWORD`` for the password.
+
+    ``None`` for our own default prefix, under which AgentUp never wrote.
+    """
+    if options.key_prefix == OWN_PREFIX:
+        return None
+    said = options.model_dump(exclude_defaults=True, exclude=NOT_IN_QUERY)
+    url, mark, query = options.location.partition("?")
+    if options.password is not None:
+        scheme, slashes, rest = url.partition("://")
+        user, at, host = rest.rpartition("@")
+        url = f"{scheme}{slashes}{user}:PASSWORD@{host if at else rest}"
+    return f"{url}?{'&'.join([*([query] if mark else []), urlencode(said)])}"
 
 
 async def keys(here: LoopConnections, options: ValkeyOptions, limit: int) -> tuple[str, ...]:

@@ -321,6 +321,11 @@ class ValkeyStorage:
 
     # -- what others wrote -------------------------------------------------------------------
 
+    @property
+    def legacy_url(self) -> str | None:
+        """The URL of this place if AgentUp may have written there, too: not under our own default prefix."""
+        return legacy.url_of(self.options)
+
     async def legacy_keys(self, limit: int = 100) -> tuple[str, ...]:
         """Return the context ids of records that AgentUp itself wrote under this prefix."""
         return await legacy.keys(await self._here(), self.options, limit)
