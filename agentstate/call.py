@@ -9,7 +9,7 @@ from agentstate import codec
 from agentstate.context import ConversationContext
 from agentstate.errors import ContextIdError
 from agentstate.handling import Request, in_turn
-from agentstate.ids import CONTEXT_NAMES, context_id_of
+from agentstate.ids import CONTEXT_NAMES, context_id_of, plain_id
 from agentstate.principal import ANONYMOUS, of_call
 from agentstate.scope import StateScope, check_id
 from agentstate.text import message_text
@@ -97,6 +97,10 @@ class Call:
             given = plan.key(*self.args, **self.kwargs) if callable(plan.key) else plan.key
         if given is None:
             given = self._found()
+        if type(given) is not str:
+            given = plain_id(given)
+            if "context_id" in self.kwargs and "context_id" in plan.injection.roles:
+                self.kwargs["context_id"] = given  # what the handler gets names its state
         given = check_id(given, plan.kind)
         return StateScope(plan.kind, (given,))
 

@@ -15,7 +15,7 @@ from agentstate.errors import ContextIdError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-__all__ = ["CONTEXT_NAMES", "CONVERSATION_NAMES", "SESSION_NAMES", "context_id_of", "field_of"]
+__all__ = ["CONTEXT_NAMES", "CONVERSATION_NAMES", "SESSION_NAMES", "context_id_of", "field_of", "plain_id"]
 
 CONTEXT_NAMES: Final = ("context_id", "contextId", "session_id", "thread_id", "conversation_id")
 """Where the id of a conversation is looked for, in this order."""
@@ -82,13 +82,17 @@ def _id(label: str, name: str, value: Any) -> str | None:
         return value or None
     if value is None or callable(value):
         return None
-    if isinstance(value, str):
-        return str.__str__(value) or None
-    whole = type(value) is int or (type(value) is float and value.is_integer())  # a protobuf Struct has floats only
-    if whole:
-        return str(int(value))
-    if type(value).__name__ == "UUID":
-        return str(value)
+    found = plain_id(value)
+    if isinstance(found, str):
+        return str.__str__(found) or None
     raise ContextIdError(
         f"{label}{name} of the task is a {type(value).__name__}, not an id.", remedy="Pass text there, or use key=."
     )
+
+
+def plain_id(value: Any) -> Any:
+    """Return whole numbers and UUIDs as text, and anything else as it is."""
+    whole = type(value) is int or (type(value) is float and value.is_integer())  # a protobuf Struct has floats only
+    if whole:
+        return str(int(value))
+    return str(value) if type(value).__name__ == "UUID" else value

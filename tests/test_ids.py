@@ -10,6 +10,7 @@ from a2a.server.agent_execution import RequestContext
 from a2a.server.context import ServerCallContext
 from a2a.types import a2a_pb2
 
+from agentstate import Conversation, stateful
 from agentstate.errors import ContextIdError
 from agentstate.ids import CONVERSATION_NAMES, SESSION_NAMES, context_id_of
 
@@ -142,3 +143,43 @@ def test_methods_and_mocks_are_no_ids():
     assert context_id_of(MagicMock(id="t"))[0] == "t"
     assert context_id_of(MagicMock(metadata={"context_id": "c"}))[0] == "c"
     assert context_id_of(MagicMock())[0] is None
+
+
+@pytest.mark.parametrize("given", [7, 7.0, "7", uuid.UUID(int=7)])
+async def test_an_id_in_the_call_becomes_text_as_one_in_a_task_does(memory, given):
+    """Whole numbers and UUIDs name the same state by ``context_id=``, by ``key=`` and in a task."""
+
+    @stateful(storage=memory)
+    async def by_name(task, context, context_id):
+        return context_id, await context.increment(context_id, "n")
+
+    @stateful(storage=memory, key=lambda task: task["room"])
+    async def by_key(task, context, context_id):
+        return context_id, await context.increment(context_id, "n")
+
+    text = str(uuid.UUID(int=7)) if isinstance(given, uuid.UUID) else "7"
+    assert await by_name({}, context_id=given) == (text, 1)
+    assert await by_name({"context_id": given}) == (text, 2)
+    assert await by_key({"room": given}) == (text, 3)
+
+
+@pytest.mark.parametrize("given", [True, 1.5, b"7", ["7"], {"id": 7}])
+async def test_what_is_no_id_is_refused_by_name_too(memory, given):
+    """The error says what it was; no state is made."""
+
+    @stateful(storage=memory)
+    async def handler(task, context, context_id):
+        raise AssertionError
+
+    with pytest.raises(ContextIdError, match=type(given).__name__):
+        await handler({}, context_id=given)
+
+
+async def test_a_parameter_of_the_handlers_own_keeps_its_type(memory):
+    """An annotated ``context_id`` is the caller's: it names the state as text, and arrives as it was."""
+
+    @stateful(storage=memory)
+    async def handler(context_id: int, conversation: Conversation):
+        return context_id, conversation.id
+
+    assert await handler(context_id=7) == (7, "7")
