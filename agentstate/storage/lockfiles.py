@@ -99,17 +99,18 @@ class Turn:
 
     def advance(self, nonce: int) -> bool:
         """Go on as far as possible for ``nonce``: to 'next', to 'turn'. Return whether it may have the turn."""
-        if self.first(nonce) != nonce:
+        if self.line and self.first(nonce) != nonce:
             return False
-        if not self.queued and not self.nonce and _lock(self.descriptor, self.byte, 2):
-            _unlock(self.descriptor, self.byte)
+        byte = self.byte
+        if not self.queued and not self.nonce and _lock(self.descriptor, byte, 2):
+            _unlock(self.descriptor, byte)
             return True
         if not self.queued:
-            self.queued = _lock(self.descriptor, self.byte)
-        if not self.queued or self.nonce or not _lock(self.descriptor, self.byte + 1):
+            self.queued = _lock(self.descriptor, byte)
+        if not self.queued or self.nonce or not _lock(self.descriptor, byte + 1):
             return False
         self.queued = False
-        _unlock(self.descriptor, self.byte)
+        _unlock(self.descriptor, byte)
         return True
 
     def first(self, newcomer: int) -> int:
@@ -135,15 +136,17 @@ class Turn:
 
     def release(self, nonce: int) -> None:
         """Take ``nonce`` out, wherever it is, and wake who comes next."""
-        self.line.pop(nonce, None)
         if self.nonce == nonce:
             self.nonce = 0
             _unlock(self.descriptor, self.byte + 1)
-        if self.queued and not self.line:
-            self.queued = False
-            _unlock(self.descriptor, self.byte)
-        if not self.nonce and self.line:
-            next(iter(self.line.values())).wake()
+        line = self.line
+        line.pop(nonce, None)
+        if not line:
+            if self.queued:
+                self.queued = False
+                _unlock(self.descriptor, self.byte)
+        elif not self.nonce:
+            next(iter(line.values())).wake()
 
     def write_note(self) -> None:
         """Tell other processes who holds this turn, as well as a record without a lock of its own can."""
@@ -236,7 +239,7 @@ class LockDirectory:
 
     def leave(self, address: str, nonce: int) -> None:
         """Give the turn or the place back, if ``nonce`` has one."""
-        turn = self.find(address)
+        turn = self.turns.get(_key(address))
         if turn is None:
             return
         turn.release(nonce)

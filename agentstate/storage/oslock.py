@@ -15,7 +15,6 @@ import asyncio
 import random
 import sys
 import time
-from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
@@ -25,9 +24,9 @@ from agentstate.storage.lockfiles import LockDirectory, Turn, Waiter, guard, res
 from agentstate.storage.protocol import Holder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import Callable
 
-__all__ = ["MachineLocks"]
+__all__ = ["Exclusive", "MachineLocks"]
 
 BLOCKING_POLL: Final = (0.00005, 0.001)
 
@@ -77,7 +76,12 @@ class MachineLocks:
                 return "held"
             self._mine.add((address, nonce))
             if turn.advance(nonce):
-                self._took(turn, nonce, holder)
+                turn.nonce, turn.holder = nonce, holder
+                if turn.line:
+                    turn.line.pop(nonce, None)
+                if holder:
+                    turn.since = self._clock()
+                    turn.write_note()
                 return "took"
             turn.line.setdefault(nonce, Waiter(holder)).asked_at = time.monotonic()
             return "waits"
@@ -135,36 +139,14 @@ class MachineLocks:
             turn = self._table.find(address)
             return Holder(turn.holder, turn.since) if turn is not None and turn.nonce else self._table.note(address)
 
-    @contextmanager
-    def exclusive(self, name: str, seconds: float) -> Generator[None]:
-        """Hold a lock of this directory while inside, queueing fairly between processes. Blocks.
+    def exclusive(self, name: str, seconds: float) -> Exclusive:
+        """Return a lock of this directory, to hold while inside. See `Exclusive`."""
+        return Exclusive(self, name, seconds)
 
-        For a thread of its own, never an event loop.
-
-        Raises:
-            StorageUnavailableError: it wasn't free within ``seconds``.
-        """
-        address, nonce = f"\0{name}", next(_exclusive_nonces)
-        try:
-            if not self.try_take(address, nonce, ""):
-                self._wait_blocking(address, nonce, name, seconds)
-            yield
-        finally:
-            self.leave(address, nonce)
-
-    def _wait_blocking(self, address: str, nonce: int, name: str, seconds: float) -> None:
-        until, delay = time.monotonic() + seconds, BLOCKING_POLL[0]
-        while not self.try_take(address, nonce, ""):
-            if time.monotonic() > until:
-                raise StorageUnavailableError(
-                    f"The {name} lock in {self.directory} was not free for {seconds:g} s.",
-                    remedy="Another process holds it: let it go on, or end it.",
-                )
-            if self._turn(address).queued:
-                time.sleep(delay)
-                delay = min(delay * 2, BLOCKING_POLL[1])
-            else:
-                time.sleep(random.uniform(*BLOCKING_POLL))  # noqa: S311
+    def is_queued(self, address: str) -> bool:
+        """Return whether this process is the next to get the turn."""
+        with guard:
+            return self._turn(address).queued
 
     def close(self) -> None:
         """Give back every turn and place taken through this object. Idempotent."""
@@ -192,9 +174,57 @@ class MachineLocks:
                 remedy="Open the storage again in this process.",
             )
 
-    def _took(self, turn: Turn, nonce: int, holder: str) -> None:
-        turn.line.pop(nonce, None)
-        turn.nonce, turn.holder = nonce, holder
-        if holder:
-            turn.since = self._clock()
-            turn.write_note()
+
+class Exclusive:
+    """A lock of a lock directory, held while inside; processes queue for it fairly. Blocks.
+
+    For a thread of its own, never an event loop.
+    """
+
+    __slots__ = ("_address", "_locks", "_nonce", "_seconds")
+
+    def __init__(self, locks: MachineLocks, name: str, seconds: float) -> None:
+        """Name the lock; it is taken on entering, within ``seconds``."""
+        self._locks = locks
+        self._address = f"\0{name}"
+        self._nonce = next(_exclusive_nonces)
+        self._seconds = seconds
+
+    def take_now(self) -> bool:
+        """Take the lock if it is free, and return whether it was. Then `leave` gives it, or its place, back."""
+        return self._locks.try_take(self._address, self._nonce, "")
+
+    def leave(self) -> None:
+        """Give the lock back, or leave the line for it."""
+        self._locks.leave(self._address, self._nonce)
+
+    def __enter__(self) -> None:
+        """Wait for the lock, and take it.
+
+        Raises:
+            StorageUnavailableError: it wasn't free in time.
+        """
+        try:
+            if not self.take_now():
+                self._wait()
+        except BaseException:
+            self.leave()
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        """Give the lock back."""
+        self.leave()
+
+    def _wait(self) -> None:
+        until, delay = time.monotonic() + self._seconds, BLOCKING_POLL[0]
+        while not self.take_now():
+            if time.monotonic() > until:
+                raise StorageUnavailableError(
+                    f"The {self._address[1:]} lock in {self._locks.directory} was not free for {self._seconds:g} s.",
+                    remedy="Another process holds it: let it go on, or end it.",
+                )
+            if self._locks.is_queued(self._address):
+                time.sleep(delay)
+                delay = min(delay * 2, BLOCKING_POLL[1])
+            else:
+                time.sleep(random.uniform(*BLOCKING_POLL))  # noqa: S311
