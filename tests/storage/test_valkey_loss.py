@@ -183,7 +183,7 @@ class TestUndecided:
         storage = ValkeyStorage(f"valkey://127.0.0.1:{proxy.port}", key_prefix=valkey_prefix)
         await storage.open()
         proxy.close()
-        await storage._connections.found()._pipeline.closed
+        await next(iter(storage._connections.found().route.nodes())).pipeline.closed
         with pytest.raises(StorageUnavailableError):
             await add(storage, 0)
         await storage.close()

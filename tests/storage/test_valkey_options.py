@@ -139,7 +139,7 @@ class TestArrival:
         """The socket has the keepalive option that was set, and never delays small packets."""
         storage = make(valkey_server.url, socket_keepalive=kept)
         await storage.open()
-        sock = storage._connections.found()._pipeline._sock
+        sock = next(iter(storage._connections.found().route.nodes())).pipeline._sock
         assert bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)) == kept
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from agentstate.errors import ConfigError, NewerFormatError, UnsupportedError
@@ -16,7 +17,9 @@ if TYPE_CHECKING:
 __all__ = ["FORMAT", "Admission", "admit"]
 
 FORMAT = 1
-SETTINGS = ("maxmemory", "maxmemory-policy", "appendonly", "appendfsync")
+SETTINGS = ("maxmemory", "maxmemory-policy", "appendonly", "appendfsync", "save")
+
+log = logging.getLogger("agentstate.valkey")
 
 
 class Admission(NamedTuple):
@@ -34,32 +37,47 @@ async def admit(here: LoopConnections, options: ValkeyOptions) -> Admission:
         UnsupportedError: the server is part of a cluster.
         ConfigError: the server may forget what it acknowledged, and that wasn't allowed.
     """
-    await _check_alone(here, options)
-    settings = await _settings(here)
-    _check_eviction(settings, options)
-    synced = settings.get("appendonly") == "yes" and settings.get("appendfsync") == "always"
-    if options.durability == "full" and settings and not synced:
-        raise ConfigError(
-            f"durability='full', but {options.location} has appendonly {settings.get('appendonly')} and "
-            f"appendfsync {settings.get('appendfsync')}.",
-            remedy="Set appendonly yes and appendfsync always in valkey.conf, or durability='server'.",
-        )
+    await _check_group(here, options)
+    servers = await _settings(here)
+    for settings in servers:
+        _check_eviction(settings, options)
+    synced = bool(servers) and all(map(_is_synced, servers))
+    if options.durability == "full" and not synced:
+        for settings in servers:
+            raise ConfigError(
+                f"durability='full', but {options.location} has appendonly {settings.get('appendonly')} and "
+                f"appendfsync {settings.get('appendfsync')}.",
+                remedy="Set appendonly yes and appendfsync always in valkey.conf, or durability='server'.",
+            )
+    if any(settings.get("appendonly") == "no" and not settings.get("save") for settings in servers):
+        log.warning("%s keeps nothing on disk: its restart loses every state", options.location)
     partitions = await _partitions(here, options)
-    return Admission(partitions, synced or (options.durability == "full" and not settings))
+    return Admission(partitions, synced or (options.durability == "full" and not servers))
 
 
-async def _check_alone(here: LoopConnections, options: ValkeyOptions) -> None:
+async def _check_group(here: LoopConnections, options: ValkeyOptions) -> None:
     (reply,) = await here.ask_all([("INFO", "cluster")], errors=True)
-    if isinstance(reply, bytes) and b"cluster_enabled:1" in reply:
-        raise UnsupportedError(f"{options.location} is part of a cluster.", remedy="Use a server that stands alone.")
+    clustered = b"cluster_enabled:1" in reply if isinstance(reply, bytes) else options.group == "cluster"
+    if clustered and options.group is None:
+        scheme, _, rest = options.location.partition("://")
+        raise UnsupportedError(
+            f"{options.location} is part of a cluster.", remedy=f"Write {scheme}+cluster://{rest.rpartition('/')[0]}."
+        )
 
 
-async def _settings(here: LoopConnections) -> dict[str, str]:
-    """Return the server's settings; none when we may not see them, as is usual for hosted servers."""
-    replies = await here.ask_all([("CONFIG", "GET", one) for one in SETTINGS], errors=True)
-    if any(isinstance(reply, ServerError) for reply in replies):
-        return {}
-    return {pair[0].decode(): pair[1].decode() for pair in replies if pair}
+def _is_synced(settings: dict[str, str]) -> bool:
+    return settings.get("appendonly") == "yes" and settings.get("appendfsync") == "always"
+
+
+async def _settings(here: LoopConnections) -> list[dict[str, str]]:
+    """Return each server's settings; none when we may not see them, as is usual for hosted servers."""
+    replies = [await here.ask_everybody(("CONFIG", "GET", one)) for one in SETTINGS]
+    servers: list[dict[str, str]] = []
+    for answers in zip(*replies, strict=True):
+        if any(isinstance(answer, ServerError) for answer in answers):
+            return []
+        servers.append({pair[0].decode(): pair[1].decode() for pair in answers if pair})
+    return servers
 
 
 def _check_eviction(settings: dict[str, str], options: ValkeyOptions) -> None:

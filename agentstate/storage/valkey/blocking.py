@@ -17,6 +17,8 @@ from agentstate.storage.valkey.faults import ServerError, closed, from_server, u
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from pydantic import SecretStr
+
     from agentstate.storage.valkey.options import ValkeyOptions
     from agentstate.storage.valkey.scripts import Script
 
@@ -65,11 +67,12 @@ class BlockingLink:
         valkey = registry.driver("valkey", extra="valkey")
         if self._client is None:
             self._client = _client(valkey, self._options)
-        pipeline = self._client.pipeline(transaction=False)
-        for command in commands:
-            pipeline.execute_command(*command)
         try:
-            replies: list[Any] = pipeline.execute(raise_on_error=False)
+            replies = (
+                _sent_together(self._client, commands)
+                if self._options.group != "cluster"
+                else [_sent_alone(valkey, self._client, command) for command in commands]
+            )
         except (valkey.ConnectionError, valkey.TimeoutError, OSError) as error:
             if isinstance(error, valkey.AuthenticationError):
                 raise from_server(_refusal(error), self._options.location) from error
@@ -92,6 +95,24 @@ class BlockingLink:
         self._client = None
 
 
+def _sent_together(client: Any, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+    pipeline = client.pipeline(transaction=False)
+    for command in commands:
+        pipeline.execute_command(*command)
+    replies: list[Any] = pipeline.execute(raise_on_error=False)
+    return replies
+
+
+def _sent_alone(valkey: Any, client: Any, command: tuple[Any, ...]) -> Any:
+    """Send one command to the node that has its key."""
+    try:
+        return client.execute_command(*command)
+    except (valkey.ConnectionError, valkey.TimeoutError):
+        raise
+    except valkey.ValkeyError as error:
+        return error
+
+
 def _client(valkey: Any, options: ValkeyOptions) -> Any:
     tls = {
         "ssl": True,
@@ -101,21 +122,36 @@ def _client(valkey: Any, options: ValkeyOptions) -> Any:
         "ssl_cert_reqs": options.ssl_cert_reqs,
         "ssl_check_hostname": options.ssl_check_hostname and options.ssl_cert_reqs == "required",
     }
+    settings: dict[str, Any] = {
+        **(tls if options.tls else {}),
+        "username": options.username,
+        "password": _plain(options.password),
+        "client_name": options.client_name,
+        "socket_keepalive": options.socket_keepalive,
+        "socket_timeout": options.socket_timeout,
+        "socket_connect_timeout": options.socket_connect_timeout,
+    }
+    if options.group == "cluster":
+        nodes = [valkey.cluster.ClusterNode(*address) for address in options.addresses]
+        return valkey.cluster.ValkeyCluster(startup_nodes=nodes, **settings)
+    settings |= {"db": options.db, "retry": valkey.retry.Retry(valkey.backoff.NoBackoff(), 1)}
+    if options.group == "sentinel":
+        asking = {
+            "username": options.sentinel_username,
+            "password": _plain(options.sentinel_password),
+            "socket_timeout": options.socket_timeout,
+        }
+        sentinels = valkey.sentinel.Sentinel(
+            options.addresses, sentinel_kwargs={**(tls if options.tls else {}), **asking}
+        )
+        return sentinels.master_for(options.watched, **settings)
     address = options.address
     where = {"unix_socket_path": address} if isinstance(address, str) else {"host": address[0], "port": address[1]}
-    return valkey.Valkey(
-        **where,
-        **(tls if options.tls else {}),
-        db=options.db,
-        username=options.username,
-        password=options.password.get_secret_value() if options.password is not None else None,
-        client_name=options.client_name,
-        socket_keepalive=options.socket_keepalive,
-        socket_timeout=options.socket_timeout,
-        socket_connect_timeout=options.socket_connect_timeout,
-        max_connections=1,
-        retry=valkey.retry.Retry(valkey.backoff.NoBackoff(), 1),
-    )
+    return valkey.Valkey(**where, **settings, max_connections=1)
+
+
+def _plain(secret: SecretStr | None) -> str | None:
+    return secret.get_secret_value() if secret is not None else None
 
 
 def _refusal(error: Exception) -> ServerError:

@@ -15,35 +15,42 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from agentstate.storage.valkey.blocking import BlockingLink
+from agentstate.storage.valkey.cluster import Cluster
 from agentstate.storage.valkey.dial import Command, driver, tls_context
 from agentstate.storage.valkey.faults import LostError, ServerError, closed, from_server, unreachable
-from agentstate.storage.valkey.pipeline import Pipeline, dial
+from agentstate.storage.valkey.routes import Alone, Watched
 from agentstate.storage.valkey.waker import Waker
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import AsyncGenerator, Iterable
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 
     from agentstate.scope import StateScope
     from agentstate.storage.valkey.options import ValkeyOptions
+    from agentstate.storage.valkey.pipeline import Pipeline
+    from agentstate.storage.valkey.routes import Route
     from agentstate.storage.valkey.scripts import Script
 
 __all__ = ["Connections", "LoopConnections"]
 
+ROUTES: dict[str | None, Callable[[ValkeyOptions, ssl.SSLContext | None], Route]] = {
+    None: Alone,
+    "cluster": Cluster,
+    "sentinel": Watched,
+}
+
 
 class LoopConnections:
-    """The connections of one event loop: one for commands, one to be woken by."""
+    """The connections of one event loop: for commands, and one to be woken by."""
 
     def __init__(self, options: ValkeyOptions, tls: ssl.SSLContext | None) -> None:
         """Begin without a connection, on the running loop."""
         self.loop = asyncio.get_running_loop()
         self.location = options.location
         self.opening = asyncio.Lock()
-        self.waker = Waker(options, tls) if options.max_connections > 1 else None
+        self.route: Route = ROUTES[options.group](options, tls)
+        self.waker = Waker(options.key_prefix, self.route.dial) if options.max_connections > 1 else None
         self._options = options
-        self._tls = tls
-        self._pipeline: Pipeline | None = None
-        self._dialing: asyncio.Task[Pipeline] | None = None
         self._ended = False
         self._life = self._until_the_loop_ends()
 
@@ -57,64 +64,38 @@ class LoopConnections:
         finally:
             self.abort()
 
-    async def pipeline(self) -> Pipeline:
-        """Return the connection for commands, made anew when it has broken.
-
-        Raises:
-            StorageError: the server can't be reached, or refuses us.
-            StorageClosedError: the storage was closed.
-        """
-        found = self._pipeline
-        if found is not None and found.is_open:
-            return found
+    async def _pipeline(self, key: bytes | None) -> Pipeline:
         if self._ended:
             raise closed(self.location)
-        if self._dialing is None or self._dialing.done():
-            self._dialing = self.loop.create_task(self._dial())
-        # The connection is everybody's: who is cancelled while it is made leaves it to the others.
-        return await asyncio.shield(self._dialing)
-
-    async def _dial(self) -> Pipeline:
-        where = self.location
-        try:
-            self._pipeline = await dial(self._options, self._tls)
-        except ServerError as error:
-            raise from_server(error, where) from error
-        except TimeoutError:
-            raise unreachable(where, f"no answer in {self._options.socket_connect_timeout:g} s") from None
-        except (OSError, LostError) as error:
-            raise unreachable(where, error) from error
+        pipeline = await self.route.pipeline(key)
         if self._ended:
             self.abort()
-            raise closed(where)
-        return self._pipeline
+            raise closed(self.location)
+        return pipeline
 
-    async def send(self, command: Command) -> Any:
-        """Send a command once and return its reply.
+    async def run(self, script: Script, key: bytes, *arguments: str | bytes | float) -> Any:
+        """Run a script once and return its reply.
 
         Raises:
             StorageError: the server refused it, or can't be reached.
             LostError: the connection broke, and nobody knows whether it was carried out.
         """
-        found = self._pipeline
-        if found is None or not found.is_open:
-            found = await self.pipeline()
+        found = self.route.found(key)
+        if found is None:
+            found = await self._pipeline(key)
+        command = ("EVALSHA", script.digest, 1, key, *arguments)
         reply = await found.send(command)
+        if type(reply) is not ServerError:
+            return reply
+        reply = await self.route.again(reply, command, key)
+        if type(reply) is ServerError and reply.code == "NOSCRIPT":
+            command = ("EVAL", script.body, 1, key, *arguments)
+            reply = await (await self._pipeline(key)).send(command)
+            if type(reply) is ServerError:
+                reply = await self.route.again(reply, command, key)
         if type(reply) is ServerError:
             raise from_server(reply, self.location) from reply
         return reply
-
-    async def run(self, script: Script, key: bytes, *arguments: str | bytes | float) -> Any:
-        """Run a script once and return its reply. Raises as `send` does."""
-        found = self._pipeline
-        if found is None or not found.is_open:
-            found = await self.pipeline()
-        reply = await found.send(("EVALSHA", script.digest, 1, key, *arguments))
-        if type(reply) is not ServerError:
-            return reply
-        if reply.code == "NOSCRIPT":
-            return await self.send(("EVAL", script.body, 1, key, *arguments))
-        raise from_server(reply, self.location) from reply
 
     async def ask(self, script: Script, key: bytes, *arguments: str | bytes | float) -> Any:
         """Run a script that may run twice, once more when the connection broke.
@@ -135,7 +116,8 @@ class LoopConnections:
     async def ask_all(self, commands: Iterable[Command], *, errors: bool = False) -> list[Any]:
         """Send commands that may run twice together, once more when the connection broke.
 
-        With ``errors`` a refusal is a reply like any other.
+        What stands second in a command is its key, if it is bytes. With ``errors`` a refusal is
+        a reply like any other.
 
         Raises:
             StorageError: the server refused one, or can't be reached.
@@ -156,8 +138,27 @@ class LoopConnections:
         return replies
 
     async def _gather(self, commands: list[Command]) -> list[Any]:
-        pipeline = await self.pipeline()
-        return await asyncio.gather(*map(pipeline.send, commands))
+        keys = [_key_of(command) for command in commands]
+        sent: list[Awaitable[Any]] = []
+        for command, key in zip(commands, keys, strict=True):
+            sent.append((self.route.found(key) or await self._pipeline(key)).send(command))
+        replies = await asyncio.gather(*sent)
+        for number, reply in enumerate(replies):
+            if type(reply) is ServerError:
+                replies[number] = await self.route.again(reply, commands[number], keys[number])
+        return replies
+
+    async def ask_everybody(self, command: Command) -> list[Any]:
+        """Send a command without a key to each server that has keys, and return the replies, refusals too.
+
+        Raises:
+            StorageError: one can't be reached.
+        """
+        await self._pipeline(None)
+        try:
+            return [await (await node.open()).send(command) for node in self.route.nodes()]
+        except LostError as lost:
+            raise unreachable(self.location, lost) from lost
 
     async def close(self) -> None:
         """Close, on the own loop, and wait until it is done."""
@@ -168,10 +169,10 @@ class LoopConnections:
     def abort(self) -> None:
         """Close at once, on the own loop."""
         self._ended = True
+        for node in self.route.nodes():
+            node.end()
         if self.waker is not None:
-            self.waker.ended = True
-        for one in self._pipelines():
-            one.abort()
+            self.waker.end()
 
     def close_sockets(self) -> None:
         """Close the sockets and nothing else."""
@@ -179,8 +180,14 @@ class LoopConnections:
             one.close_socket()
 
     def _pipelines(self) -> list[Pipeline]:
-        both = (self._pipeline, self.waker.pipeline if self.waker is not None else None)
-        return [one for one in both if one is not None]
+        all_of_them = [node.pipeline for node in self.route.nodes()]
+        all_of_them += [self.waker.pipeline] if self.waker is not None else []
+        return [one for one in all_of_them if one is not None]
+
+
+def _key_of(command: Command) -> bytes | None:
+    second = command[1] if len(command) > 1 else None
+    return second if type(second) is bytes else None
 
 
 class Connections:

@@ -17,7 +17,7 @@ from agentstate.storage import registry
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
 
-    from agentstate.storage.valkey.options import ValkeyOptions
+    from agentstate.storage.valkey.options import Address, ValkeyOptions
 
 __all__ = ["Command", "connect", "driver", "greetings", "tls_context"]
 
@@ -55,23 +55,26 @@ def tls_context(options: ValkeyOptions) -> ssl.SSLContext | None:
     return context
 
 
-def greetings(options: ValkeyOptions) -> list[Command]:
-    """Return what a new connection says first."""
+def greetings(options: ValkeyOptions, *, sentinel: bool = False) -> list[Command]:
+    """Return what a new connection to a server, or to a sentinel, says first."""
     said: list[Command] = []
-    if options.password is not None:
-        secret = options.password.get_secret_value()
-        said.append(("AUTH", options.username, secret) if options.username else ("AUTH", secret))
-    if options.db:
+    user, password = options.username, options.password
+    if sentinel:
+        user, password = options.sentinel_username, options.sentinel_password
+    if password is not None:
+        secret = password.get_secret_value()
+        said.append(("AUTH", user, secret) if user else ("AUTH", secret))
+    if options.db and not sentinel:
         said.append(("SELECT", options.db))
     said.append(("CLIENT", "SETNAME", options.client_name))
     return said
 
 
-async def connect(loop: AbstractEventLoop, options: ValkeyOptions) -> socket.socket:
+async def connect(loop: AbstractEventLoop, address: Address, options: ValkeyOptions) -> socket.socket:
     """Return a connected socket that doesn't block. Cancelled, it leaves none open."""
-    if isinstance(options.address, str):
-        return await _connect_to(loop, socket.socket(socket.AF_UNIX), options.address)
-    host, port = options.address
+    if isinstance(address, str):
+        return await _connect_to(loop, socket.socket(socket.AF_UNIX), address)
+    host, port = address
     last: OSError | None = None
     for family, kind, protocol, _, where in await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM):
         try:

@@ -54,7 +54,7 @@ def unreachable(location: str, reason: object) -> StorageUnavailableError:
 
 LOGIN = "Correct username and password."
 FULL = "Raise the server's maxmemory, free memory or disk space; reading and deleting still work."
-CLUSTER = "This server is part of a cluster; use one that stands alone."
+CLUSTER = "Name a cluster by valkey+cluster://, and look whether all of its slots are served."
 
 # What an error reply begins with or holds, the error it is for us, and the remedy. The first match counts.
 _MEANINGS: tuple[tuple[str, type[StateError], str], ...] = (
@@ -74,6 +74,7 @@ _MEANINGS: tuple[tuple[str, type[StateError], str], ...] = (
     ("MISCONF ", StorageUnavailableError, "The server can't save its data; look into its log."),
     ("max number of clients", StorageUnavailableError, "Raise the server's maxclients, or close other clients."),
     ("DB index is out of range", ConfigError, "Choose a smaller db, or raise the server's databases."),
+    ("cluster support disabled", UnsupportedError, "Write valkey:// for a server that stands alone."),
     ("MOVED ", UnsupportedError, CLUSTER),
     ("ASK ", UnsupportedError, CLUSTER),
     # Our scripts fail on their own only when they can't read what is stored.

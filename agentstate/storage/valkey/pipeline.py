@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable
 
-    from agentstate.storage.valkey.options import ValkeyOptions
+    from agentstate.storage.valkey.options import Address, ValkeyOptions
 
 __all__ = ["Pipeline", "dial"]
 
@@ -180,9 +180,14 @@ class Pipeline(asyncio.Protocol):
 
 
 async def dial(
-    options: ValkeyOptions, tls: ssl.SSLContext | None, on_push: Callable[[Any], None] | None = None
+    address: Address,
+    options: ValkeyOptions,
+    tls: ssl.SSLContext | None,
+    on_push: Callable[[Any], None] | None = None,
+    *,
+    sentinel: bool = False,
 ) -> Pipeline:
-    """Connect, log in, choose the database.
+    """Connect to a server, or to a sentinel, log in, choose the database.
 
     Raises:
         OSError: the server can't be reached, or not in time (`TimeoutError`).
@@ -190,13 +195,13 @@ async def dial(
         LostError: it closed the connection.
     """
     loop = asyncio.get_running_loop()
-    host = None if tls is None or isinstance(options.address, str) else options.address[0]
+    host = None if tls is None or isinstance(address, str) else address[0]
     async with asyncio.timeout(options.socket_connect_timeout):
-        sock = await connect(loop, options)
+        sock = await connect(loop, address, options)
         pipeline = Pipeline(sock, options.socket_timeout, on_push)
         try:
             await loop.create_connection(lambda: pipeline, sock=sock, ssl=tls, server_hostname=host)
-            _refuse(await asyncio.gather(*map(pipeline.send, greetings(options))))
+            _refuse(await asyncio.gather(*map(pipeline.send, greetings(options, sentinel=sentinel))))
         except BaseException:
             pipeline.abort()
             sock.close()

@@ -13,27 +13,26 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from agentstate.errors import StorageUnavailableError
 from agentstate.storage.valkey.faults import LostError, ServerError
-from agentstate.storage.valkey.pipeline import Pipeline, dial
 
 if TYPE_CHECKING:
-    import ssl
+    from collections.abc import Awaitable, Callable
 
-    from agentstate.storage.valkey.options import ValkeyOptions
+    from agentstate.storage.valkey.pipeline import Pipeline
 
 __all__ = ["Waker"]
 
 
 class Waker:
-    """The subscription of one event loop. Once it has ``ended`` it connects no more."""
+    """The subscription of one event loop."""
 
-    def __init__(self, options: ValkeyOptions, tls: ssl.SSLContext | None) -> None:
-        """Begin without a connection."""
-        self.channel = f"{quote(options.key_prefix, safe=':/')}wake:{secrets.token_hex(8)}"
+    def __init__(self, prefix: str, dial: Callable[[Callable[[Any], None]], Awaitable[Pipeline]]) -> None:
+        """Begin without a connection; ``dial`` makes one whose pushes go to a function."""
+        self.channel = f"{quote(prefix, safe=':/')}wake:{secrets.token_hex(8)}"
         self.pipeline: Pipeline | None = None
-        self.ended = False
-        self._options = options
-        self._tls = tls
+        self._ended = False
+        self._dial = dial
         self._dialing: asyncio.Task[bool] | None = None
         self._waiting: dict[bytes, asyncio.Future[None]] = {}
 
@@ -41,7 +40,7 @@ class Waker:
         """Subscribe, if need be; return whether waiters are woken from now on."""
         if self.pipeline is not None and self.pipeline.is_open:
             return True
-        if self.ended:
+        if self._ended:
             return False
         if self._dialing is None or self._dialing.done():
             self._dialing = asyncio.get_running_loop().create_task(self._subscribe())
@@ -49,10 +48,10 @@ class Waker:
 
     async def _subscribe(self) -> bool:
         # A server or a user that can't subscribe leaves its waiters polling.
-        with suppress(OSError, LostError, ServerError):
-            pipeline = await dial(self._options, self._tls, self._on_push)
+        with suppress(OSError, LostError, ServerError, StorageUnavailableError):
+            pipeline = await self._dial(self._on_push)
             reply = await pipeline.send(("SUBSCRIBE", self.channel))
-            if isinstance(reply, ServerError) or self.ended:
+            if isinstance(reply, ServerError) or self._ended:
                 pipeline.abort()
                 return False
             self.pipeline = pipeline
@@ -69,6 +68,12 @@ class Waker:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting[b"%d" % nonce] = future
         return future
+
+    def end(self) -> None:
+        """Close at once, and connect no more."""
+        self._ended = True
+        if self.pipeline is not None:
+            self.pipeline.abort()
 
     def forget(self, nonce: int) -> None:
         """Expect this waiter's waking no longer."""
