@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         with_state,
     )
     from agentstate.dispatching import dispatch, register_handler
+    from agentstate.manager import AgentFields, BoundState, ScopedState, StateManager, Transaction
     from agentstate.models import ConversationState, Message
     from agentstate.running import current
     from agentstate.scope import StateScope
@@ -39,13 +40,18 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _WHERE = {
+    "AgentFields": "agentstate.manager",
+    "BoundState": "agentstate.manager",
     "Conversation": "agentstate.conversation",
     "ConversationContext": "agentstate.context",
     "ConversationState": "agentstate.models",
     "Message": "agentstate.models",
+    "ScopedState": "agentstate.manager",
+    "StateManager": "agentstate.manager",
     "StateScope": "agentstate.scope",
     "SyncConversation": "agentstate.synchronous",
     "SyncConversationContext": "agentstate.synchronous",
+    "Transaction": "agentstate.manager",
     "aclose": "agentstate.stores",
     "apply_state": "agentstate.decorator",
     "configure": "agentstate.config",
@@ -61,13 +67,18 @@ _WHERE = {
 }
 
 __all__ = [
+    "AgentFields",
+    "BoundState",
     "Conversation",
     "ConversationContext",
     "ConversationState",
     "Message",
+    "ScopedState",
+    "StateManager",
     "StateScope",
     "SyncConversation",
     "SyncConversationContext",
+    "Transaction",
     "__version__",
     "aclose",
     "apply_state",

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, cast
 
 from agentstate.config.document import Document, Node, Origin
+from agentstate.config.handlers import SECTIONS
 from agentstate.config.layers import UNDECIDED, Backends, Layer
+from agentstate.config.scopes import SCOPES
 from agentstate.config.spelling import nearest
 from agentstate.config.urls import mask, split_query
 from agentstate.config.values import Raw, Value, filled_in, kind_of, plain, text_of
@@ -80,7 +82,7 @@ class Reader:
         for key, child in children.items():
             if key == "config":
                 self._flatten(child, f"{path}.config", into)
-            else:
+            elif key != SCOPES or path not in SECTIONS:
                 self._add(into, key, child, document.origin(child, f"{path}.{key}"))
         return into
 

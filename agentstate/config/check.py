@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from agentstate.config.blocks import PREFIX, RESERVED
 from agentstate.config.handlers import state_section
 from agentstate.config.layers import SPECIAL
+from agentstate.config.scopes import scope_blocks
 from agentstate.config.settings import SETTINGS
 from agentstate.config.urls import is_secret, mask
 from agentstate.errors import ConfigError
@@ -74,6 +75,10 @@ def check(configuration: Configuration, backends: Backends, handlers: Sequence[H
         effective, faults = configuration.settle(one.names, one.given, backends=backends)
         found += [Finding("error", str(fault)) for fault in faults]
         settled += [effective] if effective else []
+    for kind in _kinds(configuration):
+        effective, faults = configuration.settle(backends=backends, kind=kind)
+        found += [Finding("error", str(fault)) for fault in faults]
+        settled += [effective] if effective else []
     found += [finding for effective in settled for finding in _advice(effective)]
     found += _environment(backends)
     if configuration.document:
@@ -82,6 +87,13 @@ def check(configuration: Configuration, backends: Backends, handlers: Sequence[H
     found.append(Finding("hint", TRUST))
     order = ("error", "warning", "hint")
     return Report(tuple(sorted(dict.fromkeys(found), key=lambda one: order.index(one.level))), tuple(settled))
+
+
+def _kinds(configuration: Configuration) -> tuple[str, ...]:
+    try:
+        return configuration.kinds()
+    except ConfigError:  # said already, as an error
+        return ()
 
 
 def _advice(effective: Effective) -> Iterator[Finding]:
@@ -132,6 +144,8 @@ def _written_secrets(configuration: Configuration, document: Document) -> Iterat
         section = state_section(document)
     except ConfigError:  # said already, as an error
         section = None
+    if section and _kinds(configuration):
+        places += scope_blocks(document, *section).values()
     for node, path in [*places, *([section] if section else [])]:
         for key, child, where in _leaves(node, path):
             text = child.value

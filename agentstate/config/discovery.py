@@ -17,6 +17,7 @@ from agentstate.config.blocks import PREFIX, Reader
 from agentstate.config.document import Document, load
 from agentstate.config.handlers import HandlerBlock, blocks_for, handler_blocks, repeated_keys, state_section
 from agentstate.config.layers import Backends, merge
+from agentstate.config.scopes import scope_blocks
 from agentstate.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -39,6 +40,15 @@ class Configuration:
         """Return the blocks that handlers have in the file."""
         return handler_blocks(self.document) if self.document else ()
 
+    def kinds(self) -> tuple[str, ...]:
+        """Return the kinds of scopes that have settings of their own.
+
+        Raises:
+            ConfigError: a name is no kind of scope, or there are two sections.
+        """
+        section = state_section(self.document) if self.document else None
+        return tuple(scope_blocks(self.document, *section)) if self.document and section else ()
+
     def effective(
         self,
         names: Sequence[str] = (),
@@ -46,6 +56,7 @@ class Configuration:
         *,
         backends: Backends,
         source: str = "decorator",
+        kind: str = "",
     ) -> Effective:
         """Return the settings of a handler, and where each comes from.
 
@@ -55,11 +66,12 @@ class Configuration:
             given: settings that are stronger than the file: the decorator's arguments.
             backends: the registry of backends.
             source: what to call ``given`` in messages.
+            kind: the kind of scope, for its block in the state section.
 
         Raises:
             ConfigError: a setting is wrong; it names the file, the line and the key.
         """
-        effective, faults = self.settle(names, given, backends=backends, source=source)
+        effective, faults = self.settle(names, given, backends=backends, source=source, kind=kind)
         if effective is None:
             raise faults[0]
         return effective
@@ -71,6 +83,7 @@ class Configuration:
         *,
         backends: Backends,
         source: str = "decorator",
+        kind: str = "",
     ) -> tuple[Effective | None, list[ConfigError]]:
         """Do what `effective` does, but return all errors instead of raising the first."""
         from agentstate.config.effective import settle
@@ -82,7 +95,10 @@ class Configuration:
                 reader.faults += repeated_keys(self.document)
                 layers += [reader.block(block.node, block.path) for block in blocks_for(self.document, names)]
                 section = state_section(self.document)
-                layers += [reader.block(*section)] if section else []
+                if section:
+                    own = scope_blocks(self.document, *section).get(kind)
+                    layers += [reader.block(*own)] if own else []
+                    layers.append(reader.block(*section))
         except ConfigError as error:
             reader.faults.append(error)
         layers.append(reader.environment())

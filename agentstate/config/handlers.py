@@ -21,7 +21,7 @@ from agentstate.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-__all__ = ["HandlerBlock", "blocks_for", "handler_blocks", "repeated_keys", "state_section"]
+__all__ = ["SECTIONS", "HandlerBlock", "blocks_for", "handler_blocks", "repeated_keys", "state_section"]
 
 SECTIONS: Final = ("state", "state_management")
 HOLDERS: Final = ("handlers", "skills", "plugins")

@@ -43,6 +43,8 @@ class HandlerSettings(BaseModel, extra="forbid", frozen=True):
         on_cancel: what stays of a stream that ends early; ``auto`` commits once a chunk was handed out.
         on_unavailable: whether a handler runs without state when the storage can't be reached.
         autosave: whether values that were changed but not set are stored, instead of an error.
+        on_end: what becomes of a state that `StateManager.end` ends: ``keep``, ``delete`` or
+            ``expire:SECONDS``; ``None``: what is usual for its kind of scope.
     """
 
     backend: str
@@ -61,6 +63,7 @@ class HandlerSettings(BaseModel, extra="forbid", frozen=True):
     on_cancel: Literal["auto", "commit", "rollback"] = "auto"
     on_unavailable: Literal["raise", "run_without"] = "raise"
     autosave: bool = False
+    on_end: Annotated[str, Field(pattern=r"^(keep|delete|expire:[1-9]\d{0,9})$")] | None = None
 
 
 SETTINGS: Final = frozenset(HandlerSettings.model_fields) - {"backend", "options"}

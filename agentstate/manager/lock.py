@@ -1,0 +1,84 @@
+"""Holding a state: its turn, with each call under it committed at once.
+
+The lease is renewed while it is held, and checked in the storage's commit: a holder that has lost it is
+told by `LeaseLostError` at its next call, and writes nothing. Calls of others that take no turn don't wait;
+what they changed is read again.
+
+Cancelled while waiting, the place in line is given up; cancelled while holding, the turn is given back by a
+task of the store's own.
+"""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from agentstate.errors import ConflictError
+from agentstate.state.buffer import Buffer
+from agentstate.state.record import Origin
+from agentstate.state.turn import Frame, current, new_id
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Awaitable, Callable
+
+    from agentstate.manager.routes import Routes
+    from agentstate.scope import StateScope
+    from agentstate.state.turn import Turn
+
+R = TypeVar("R")
+
+TRIES: Final = 20
+LOCK: Final = "lock"
+
+
+@asynccontextmanager
+async def hold(
+    routes: Routes, scope: StateScope, *, wait: float | None, limit: float, name: str
+) -> AsyncGenerator[Turn]:
+    """Hold the turn of a state."""
+    store, settings, _ = routes.of(scope.kind)
+    settings = settings._replace(
+        commit="immediate", history=0, turn_timeout=limit, wait=settings.wait if wait is None else wait
+    )
+    principal = routes.owner_of(scope.kind)
+    origin = Origin(LOCK, name, f"{new_id():016x}", principal or "")
+    turn = await store.enter(scope, settings, origin, principal=principal, parent=current.get())
+    token = current.set(turn.frame)
+    try:
+        yield turn
+    finally:
+        current.reset(token)
+        await store.abandon(turn)
+
+
+async def in_turn(
+    frame: Frame, scope: StateScope, operation: Callable[..., Awaitable[R]], *args: Any, **kwargs: Any
+) -> R:
+    """Run an operation in the turn that the caller is in; under a lock it is committed at once."""
+    for _ in range(TRIES - 1):
+        try:
+            return await _once(frame, scope, operation, *args, **kwargs)
+        except ConflictError:
+            if frame.turn.origin.operation != LOCK:
+                raise
+            await _read_again(frame, scope)
+    return await _once(frame, scope, operation, *args, **kwargs)
+
+
+async def _once(
+    frame: Frame, scope: StateScope, operation: Callable[..., Awaitable[R]], *args: Any, **kwargs: Any
+) -> R:
+    result = await operation(frame, scope, *args, **kwargs)
+    if frame.turn.settings.commit == "immediate" and frame is frame.turn.frame:
+        await frame.commit()
+    return result
+
+
+async def _read_again(frame: Frame, scope: StateScope) -> None:
+    """Forget what this call has read and changed: it begins again over the state as it is now."""
+    turn = frame.turn
+    frame.check_open()
+    snapshot = await turn.store.read(scope, turn.store.wants(turn.settings, ""), principal=turn.principal)
+    frame.buffers[scope] = buffer = Buffer(snapshot)
+    if scope == turn.scope:
+        frame.own = buffer

@@ -1,0 +1,233 @@
+"""A unit of work on any number of states of one store: what a transaction, or a single call, runs in.
+
+It is a turn that holds no lease and has read nothing: each state joins it at its first touch, and
+a blind write reads nothing at all. Everything that was read is checked in the commit, also of
+states that it doesn't change; so a unit is serialisable, and all or nothing.
+
+A unit belongs to one event loop; several tasks of it may work in one unit. Cancelling an await
+loses only the unit's own buffers; the commit is carried through (see `agentstate.state.settle`).
+"""
+
+from __future__ import annotations
+
+from math import inf
+from typing import TYPE_CHECKING, Final, cast
+
+from agentstate.errors import ConflictError, TurnClosedError, UnsupportedError
+from agentstate.scope import StateScope
+from agentstate.state.buffer import Buffer
+from agentstate.state.record import encode_record
+from agentstate.state.settings import TurnSettings
+from agentstate.state.settle import settle
+from agentstate.state.turn import Frame, Turn, new_id
+from agentstate.storage.protocol import KEEP, Lease, Snapshot, Wants
+
+if TYPE_CHECKING:
+    from agentstate.manager.routes import Routes
+    from agentstate.state.logbuffer import LogBuffer
+    from agentstate.state.record import Origin
+    from agentstate.state.store import Store
+    from agentstate.storage.protocol import Committed, Part
+
+__all__ = ["NOTHING", "Unit", "UnitFrame"]
+
+NOTHING: Final = Wants((), (), (), 0)
+"""Reads what a state is, and none of what it holds."""
+
+_NOWHERE: Final = Snapshot(scope=StateScope("custom", ("a unit of work",)), now=0.0)
+_NO_BUFFER: Final = Buffer(_NOWHERE)
+_STRICT: Final = TurnSettings(turns="optimistic", turn_timeout=inf, history=0)
+_SAVING: Final = _STRICT._replace(autosave=True)
+
+
+class Unit(Turn):
+    """See the module's docstring.
+
+    Attributes:
+        unread: states that joined, and of which nothing was read yet.
+        parents: what is to be stored as the parents of states.
+    """
+
+    __slots__ = ("_bound", "parents", "routes", "unread")
+
+    def __init__(self, routes: Routes, origin: Origin, *, autosave: bool = False) -> None:
+        """Begin with nothing. With ``autosave`` values that were changed and not set are stored."""
+        # Which store it is shows at the first touch; until then nothing asks for it.
+        super().__init__(cast("Store", None), _NOWHERE, _SAVING if autosave else _STRICT, origin)
+        self.routes = routes
+        self.unread: set[StateScope] = set()
+        self.parents: dict[StateScope, str] = {}
+        self._bound = False
+        self.frame: Frame = UnitFrame(self, None)
+
+    def check_open(self) -> None:
+        """Raise unless the unit may still be used."""
+        if self.closed:
+            raise TurnClosedError(
+                f"This {self.origin.operation} has ended.", remedy="Open another one for what comes after it."
+            )
+
+    def join(self, scope: StateScope) -> Snapshot:
+        """Let a state join.
+
+        Raises:
+            UnsupportedError: it can't be committed together with those that joined before.
+        """
+        store = self.routes.of(scope.kind).store
+        if not self._bound:
+            self.store, self._bound = store, True
+        elif store is not self.store or not store.storage.capabilities.atomic_scopes:
+            first = next(iter(self.frame.buffers))
+            where = (
+                f"{store.storage.name} can't"
+                if store is self.store
+                else f"{self.store.storage.name} and {store.storage.name} can't"
+            )
+            raise UnsupportedError(
+                f"{where} commit {scope} together with {first}.",
+                scope=scope,
+                remedy="Use a transaction of its own for it, the outbox for blind changes, or a backend that can.",
+            )
+        self.unread.add(scope)
+        return Snapshot(scope=scope, now=0.0, complete=False)
+
+    async def load(self, buffer: Buffer, wants: Wants) -> Snapshot:
+        """Read more of a state, at the stamp it was first read at.
+
+        Raises:
+            ConflictError: it has changed since.
+            ContextNotFoundError: it belongs to somebody else.
+        """
+        base = buffer.snapshot
+        scope = base.scope
+        if scope not in self.unread:
+            return await super().load(buffer, wants)
+        more = await self.store.read(scope, wants, principal=self.routes.owner_of(scope.kind))
+        if scope in self.unread:
+            self.unread.discard(scope)
+            base.stamp, base.birth, base.owner, base.parent = more.stamp, more.birth, more.owner, more.parent
+            base.created_at, base.updated_at, base.expires_at = more.created_at, more.updated_at, more.expires_at
+            base.sections, base.logs, base.labels = more.sections, more.logs, more.labels
+            base.entry_bytes, base.now = more.entry_bytes, more.now
+        elif more.stamp != base.stamp:  # another task of this unit was quicker, and somebody came between
+            raise ConflictError(
+                f"{scope} changed while this {self.origin.operation} was reading it.",
+                scope=scope,
+                expected=base.stamp,
+                found=more.stamp,
+                what="the state",
+            )
+        return more
+
+    async def commit(self, *, lease: Lease | None = None) -> tuple[Committed, ...]:
+        """Commit what was changed, on condition of what was read, and end the unit, whatever happens."""
+        try:
+            for buffer in self.frame.buffers.values():
+                buffer.settle_handed(autosave=self.settings.autosave)
+            self.check_open()
+            parts = self.parts()
+        finally:
+            frame = self.frame
+            self.close()
+        if not parts or (len(frame.buffers) == 1 and parts[0].checks_only):
+            return ()  # what was read of one state was read at one stamp
+        storage = self.store.storage
+        work = storage.commit(parts, commit_id=new_id(), lease=lease)
+        if storage.capabilities.leases == "process":
+            return await work
+        return await settle(work, taskless=storage.capabilities.taskless)
+
+    def parts(self) -> list[Part]:
+        """Return what this unit commits: the changed states first, then those it only relies on."""
+        changed = [self._part(buffer) for buffer in self.frame.buffers.values() if buffer.changed]
+        for buffer in self.frame.buffers.values():
+            part = None if buffer.changed else buffer.part()
+            if part is not None and part.checks:
+                part.checks_only = True
+                changed.append(part)
+        return changed
+
+    def _part(self, buffer: Buffer) -> Part:
+        kind = buffer.snapshot.scope.kind
+        owner, settings = self.routes.owner_of(kind), self.routes.of(kind).settings
+        if owner is not None:
+            buffer.claim(owner)
+        part = buffer.part()
+        part.parent = self.parents.get(part.scope, KEEP)
+        if part.labels is not KEEP:  # they are stored as a whole: of two who change them, one begins again
+            part.base = buffer.snapshot.stamp
+        if part.ttl is KEEP and settings.ttl is not None:
+            part.ttl, part.sliding = settings.ttl, settings.ttl_mode == "sliding"
+        part.record = encode_record(part, self.origin, self.store.clock())
+        return part
+
+
+class UnitFrame(Frame):
+    """A unit's buffers, or a savepoint's over them."""
+
+    __slots__ = ()
+
+    turn: Unit
+
+    def __init__(self, turn: Unit, parent: UnitFrame | None) -> None:
+        """Begin without any state: none is the unit's own."""
+        super().__init__(turn, parent, {turn.scope: _NO_BUFFER})
+        self.buffers = {}
+
+    def begin(self, scope: StateScope) -> Buffer:
+        """Return the buffer of a state, which joins the unit now if it hasn't yet."""
+        found = self.buffers.get(scope)
+        if found is None:
+            if isinstance(self.parent, UnitFrame):
+                below = self.parent.begin(scope)
+                found = Buffer(below.snapshot, below)
+            else:
+                found = Buffer(self.turn.join(scope))
+            self.buffers[scope] = found
+        return found
+
+    def savepoint(self) -> UnitFrame:
+        """Return a frame over this one: merged on success, dropped on error."""
+        self.check_open()
+        return UnitFrame(self.turn, self)
+
+    def keep_reads(self, dropped: UnitFrame) -> None:
+        """Go on relying on what a dropped savepoint has read: who caught its error may decide by it."""
+        for scope, buffer in dropped.buffers.items():
+            mine = self.buffers[scope]
+            for check in buffer.part().checks:
+                if check.kind == "entry":
+                    mine.get((check.name, check.key))
+                elif check.kind == "section":
+                    mine.section_reads.add(check.name)
+                else:
+                    mine.log(check.name).was_read = True
+
+    async def buffer(self, scope: StateScope) -> Buffer:
+        """Return the buffer of a state.
+
+        Raises:
+            UnsupportedError: it can't be committed together with those that joined before.
+        """
+        self.check_open()
+        return self.begin(scope)
+
+    async def known(self, scope: StateScope) -> Buffer:
+        """Return the buffer of a state, and have read at least what the state is."""
+        buffer = await self.buffer(scope)
+        if scope in self.turn.unread:
+            await self.turn.load(buffer, NOTHING)
+        return buffer
+
+    async def writable(self, scope: StateScope) -> Buffer:
+        """Return the buffer of a state that is about to change; one that has owners is looked at first."""
+        if self.turn.routes.owner_of(scope.kind) is not None:
+            return await self.known(scope)
+        return await self.buffer(scope)
+
+    async def log(self, scope: StateScope, log: str, *, tail: int | None = 0) -> LogBuffer:
+        """Return the buffer of a log, its head loaded."""
+        buffer = await self.buffer(scope)
+        if scope in self.turn.unread:
+            await self.turn.load(buffer, Wants((), (), ((log, 2**31 if tail is None else tail),), 0))
+        return buffer.log(log)
