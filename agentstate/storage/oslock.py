@@ -190,15 +190,7 @@ class Exclusive:
         self._nonce = next(_exclusive_nonces)
         self._seconds = seconds
 
-    def take_now(self) -> bool:
-        """Take the lock if it is free, and return whether it was. Then `leave` gives it, or its place, back."""
-        return self._locks.try_take(self._address, self._nonce, "")
-
-    def leave(self) -> None:
-        """Give the lock back, or leave the line for it."""
-        self._locks.leave(self._address, self._nonce)
-
-    def __enter__(self) -> None:
+    def take(self) -> None:
         """Wait for the lock, and take it.
 
         Raises:
@@ -210,6 +202,18 @@ class Exclusive:
         except BaseException:
             self.leave()
             raise
+
+    def take_now(self) -> bool:
+        """Take the lock if it is free, and return whether it was. Then `leave` gives it, or its place, back."""
+        return self._locks.try_take(self._address, self._nonce, "")
+
+    def leave(self) -> None:
+        """Give the lock back, or leave the line for it."""
+        self._locks.leave(self._address, self._nonce)
+
+    def __enter__(self) -> None:
+        """Do as `take`."""
+        self.take()
 
     def __exit__(self, *_: object) -> None:
         """Give the lock back."""

@@ -1,4 +1,4 @@
-"""Making the changes that wait for one scope: together, in one line, with one sync.
+"""Making the changes that wait for a scope: together, in one line with one sync; those of several scopes side by side.
 
 The order of steps is what makes a crash between any two of them harmless:
 
@@ -7,14 +7,16 @@ The order of steps is what makes a crash between any two of them harmless:
 3. the feed gets a line; 4. the mark goes; 5. when the log is long, a snapshot begins it anew.
 
 Whoever next writes the scope, or lists the store, and finds a mark whose writer is gone
-completes step 3. Blocks: for worker threads. One thread per scope and process, and between
-processes whoever has the scope's lock.
+completes step 3. Scopes that are written together share the calls of steps 1, 3 and 4, and
+nothing else: each is stored, or refused, by itself.
+
+Blocks: for worker threads. One thread per scope and process, and between processes whoever has
+the scope's lock.
 """
 
 from __future__ import annotations
 
 import logging
-from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,19 +25,19 @@ from agentstate.storage.file.directory import announcement
 from agentstate.storage.file.held import feed_entries
 from agentstate.storage.file.journal import ops_after
 from agentstate.storage.file.scope import ROTATE_BYTES, Inconsistent
-from agentstate.storage.file.write import UndecidedError, append, rotate, rotation_due
+from agentstate.storage.file.write import UndecidedError, append, rotate, rotation_due, sync
 from agentstate.storage.oserrors import FULL, from_os_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from agentstate.storage.file.held import Held
     from agentstate.storage.file.jobs import Write
     from agentstate.storage.file.lines import Json
     from agentstate.storage.file.root import Root
     from agentstate.storage.file.scope import ScopeFiles
+    from agentstate.storage.file.write import Written
 
-__all__ = ["Outcome", "announce_missing", "perform"]
+__all__ = ["Outcome", "Writing", "announce_missing", "perform", "store", "tidy"]
 
 log = logging.getLogger("agentstate.storage")
 
@@ -47,158 +49,199 @@ class Outcome(NamedTuple):
     error: BaseException | None = None
 
 
-def perform(
-    root: Root,
-    files: ScopeFiles,
-    writes: Sequence[Write[Any]],
-    early: Callable[[Sequence[Outcome]], None] | None = None,
-) -> list[Outcome]:
-    """Make these writes of one scope, in order, and return how each ended.
+class Writing:
+    """The writes that wait for one scope, on their way through the steps. The caller holds the scope's lock.
+
+    Attributes:
+        outcomes: how each write ended, in their order, once `store` has returned.
+        marked: this scope's mark is set, and nothing keeps it from being taken away.
+    """
+
+    __slots__ = ("_line", "_ops", "_root", "files", "marked", "outcomes", "writes")
+
+    def __init__(self, root: Root, files: ScopeFiles, writes: Sequence[Write[Any]]) -> None:
+        """Begin with nothing done."""
+        self.files = files
+        self.writes = writes
+        self.outcomes: list[Outcome] = []
+        self.marked = False
+        self._root = root
+        self._ops: list[Json] = []
+        self._line: Written | None = None
+
+    def refresh(self) -> bool:
+        """Bring the image up to date, and return whether the writes may go on."""
+        root, files = self._root, self.files
+        try:
+            if not files.settled():
+                root.locked(files)
+            self.marked = files.told == files.n or self._told()
+        except Exception as error:  # noqa: BLE001 - it belongs to the callers
+            self.refuse(error)
+            return False
+        return True
+
+    def _told(self) -> bool:
+        """Tell the feed of lines that weren't written here: their writer may have died before it did."""
+        root, files = self._root, self.files
+        with root.reading(files):
+            try:
+                if root.marks.left(files.name):
+                    announce_missing(root, files)
+            except OSError:
+                log.warning("the feed can't be told of %s; it will be told later", files.scope, exc_info=True)
+                return False
+        files.told = files.n
+        return True
+
+    def write(self) -> None:
+        """Make the changes in the image, and write their line."""
+        try:
+            self._make()
+            if self._ops:
+                self._line = append(self.files, self._ops)
+        except OSError as error:
+            self._fail(from_os_error(error, "write the state", Path(self.files.log_path)))
+        except Exception as error:
+            # A step that ends like this may have been half made, and nothing of it is logged.
+            log.exception("a write to %s failed", self.files.scope)
+            self.files.forget()
+            self.refuse(error)
+
+    def _make(self) -> None:
+        held, now = self.files.held, self._root.clock()
+        assert held is not None
+        for write in self.writes:
+            try:
+                op, result = write.make(held, now)
+            except StateError as error:
+                self.outcomes.append(Outcome(error=error))
+                continue
+            self.outcomes.append(Outcome(result))
+            if op is not None:
+                self._ops.append(op)
+
+    def sync(self) -> None:
+        """Return when the line counts."""
+        if self._line is None:
+            return
+        try:
+            sync(self.files, self._line, synced=self._root.synced)
+        except OSError as error:
+            self._fail(from_os_error(error, "write the state", Path(self.files.log_path)))
+        except UndecidedError:
+            said = f"The disk failed while {self.files.log_path} was synced."
+            self._fail(StorageUnavailableError(said, remedy="Check the disk."), undecided=True)
+
+    def news(self) -> Json | None:
+        """Return what the feed has to be told."""
+        return announcement(self.files, feed_entries(self._ops)) if self._line is not None else None
+
+    def _fail(self, error: StorageError, *, undecided: bool = False) -> None:
+        """Note that the line wasn't logged, or (``undecided``) may or may not have been."""
+        self.files.forget()
+        self._line, self.marked = None, self.marked and not undecided
+        for k, (write, outcome) in enumerate(zip(self.writes, self.outcomes, strict=True)):
+            if outcome.error is None:
+                self.outcomes[k] = Outcome(error=self._unknown(error, write) if undecided else error)
+
+    def _unknown(self, error: StorageError, write: Write[Any]) -> StorageError:
+        if not write.commit_id:
+            return error
+        return CommitUnknownError(
+            str(error), commit_id=write.commit_id, scope=self.files.scope, remedy="Then ask for the outcome."
+        )
+
+    def refuse(self, error: BaseException) -> None:
+        """Let every write end like this."""
+        self._ops.clear()
+        self.outcomes = [Outcome(error=error)] * len(self.writes)
+
+    def close(self) -> None:
+        """Do what comes after the writes, however they ended."""
+        for write, outcome in zip(self.writes, self.outcomes, strict=True):
+            if outcome.error is None:
+                write.finish()
+            else:
+                write.fail()
+
+
+def store(root: Root, todo: Sequence[Writing], written: Callable[[], None] | None = None) -> None:
+    """Make the changes of some scopes, whose locks the caller holds. Their outcomes say how each ended.
 
     Args:
         root: the store.
-        files: the scope's.
-        writes: what to do.
-        early: hears the outcomes before housekeeping that takes a while.
+        todo: what to do.
+        written: is called when nothing is left but to wait for the disk, and to tell of it.
     """
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(root.writing(files.name))
-        except StorageError as error:
-            return _finished(writes, [Outcome(error=error)] * len(writes))
-        try:
-            outcomes = _finished(writes, _store_or_spend(root, files, writes))
-        except BaseException:
-            # A step that ends like this may have been half made, and nothing of it is logged.
-            files.forget()
-            for write in writes:
-                write.fail()
-            raise
-        if _dropped(files):
-            # Who drops a state hears of it when its bytes are gone.
-            _tidy(root, files)
-        if files.held is not None and rotation_due(files):
-            if early is not None:
-                early(outcomes)
-            _tidy(root, files)
-    return outcomes
+    _store(root, todo, written)
+    for one in todo:
+        _try_with_reserve(root, one)
+        one.close()
 
 
-def _finished(writes: Sequence[Write[Any]], outcomes: list[Outcome]) -> list[Outcome]:
-    for write, outcome in zip(writes, outcomes, strict=True):
-        if outcome.error is None:
-            write.finish()
-        else:
-            write.fail()
-    return outcomes
-
-
-def _store_or_spend(root: Root, files: ScopeFiles, writes: Sequence[Write[Any]]) -> list[Outcome]:
-    """Store; what makes room and finds none is tried again with the reserve."""
-    outcomes = _store(root, files, writes)
-    again = [
-        k
-        for k, (write, outcome) in enumerate(zip(writes, outcomes, strict=True))
-        if write.frees and isinstance(outcome.error, StorageFullError)
-    ]
-    if again and root.spend_reserve():
-        for k, outcome in zip(again, _store(root, files, [writes[k] for k in again]), strict=True):
-            outcomes[k] = outcome
-        root.fill_reserve()
-    return outcomes
-
-
-def _store(root: Root, files: ScopeFiles, writes: Sequence[Write[Any]]) -> list[Outcome]:
+def _store(root: Root, todo: Sequence[Writing], written: Callable[[], None] | None = None) -> None:
+    ready = [one for one in todo if one.refresh()]
     try:
-        held = root.locked(files)
-        told = _mark(root, files)
-    except StateError as error:
-        return [Outcome(error=error)] * len(writes)
-    outcomes, ops = _make(held, writes, root.clock())
-    failed = _append(root, files, ops) if ops else None
-    if failed is None:
-        if told and (not ops or _announce(root, files, ops)):
-            _unmark(root, files)
-        return outcomes
-    files.forget()
-    if told and not failed.undecided:
-        _unmark(root, files)
-    pairs = zip(writes, outcomes, strict=True)
-    return [outcome if outcome.error else Outcome(error=failed.error_of(write, files)) for write, outcome in pairs]
-
-
-def _mark(root: Root, files: ScopeFiles) -> bool:
-    """Mark the scope, and return whether the feed knows all of it so far."""
-    told = True
-    with root.reading(files):
-        # Lines that weren't written here may be those of a writer that died before it told the feed.
-        if files.told != files.n and root.marks.left(files.name):
-            try:
-                announce_missing(root, files)
-            except OSError:
-                log.warning("the feed can't be told of %s; it will be told later", files.scope, exc_info=True)
-                told = False
-        if told:
-            files.told = files.n
-        root.marks.mark(files.name)
-    return told
-
-
-def _unmark(root: Root, files: ScopeFiles) -> None:
-    # A mark that stays costs the next writer a look, no more.
-    with suppress(OSError):
-        root.marks.unmark(files.name)
-    files.told = files.n
-
-
-def _make(held: Held, writes: Sequence[Write[Any]], now: float) -> tuple[list[Outcome], list[Json]]:
-    outcomes: list[Outcome] = []
-    ops: list[Json] = []
-    for write in writes:
-        try:
-            op, result = write.make(held, now)
-        except StateError as error:
-            outcomes.append(Outcome(error=error))
-            continue
-        outcomes.append(Outcome(result))
-        if op is not None:
-            ops.append(op)
-    return outcomes, ops
-
-
-class _Failed(NamedTuple):
-    """Why a line wasn't logged, or (``undecided``) may or may not have been."""
-
-    error: StorageError
-    undecided: bool
-
-    def error_of(self, write: Write[Any], files: ScopeFiles) -> StorageError:
-        if self.undecided and write.commit_id:
-            return CommitUnknownError(
-                str(self.error), commit_id=write.commit_id, scope=files.scope, remedy="Then ask for the outcome."
-            )
-        return self.error
-
-
-def _append(root: Root, files: ScopeFiles, ops: Sequence[Json]) -> _Failed | None:
-    try:
-        append(files, ops, synced=root.synced)
+        root.marks.mark([one.files.name for one in ready])
     except OSError as error:
-        return _Failed(from_os_error(error, "write the state", Path(files.log_path)), undecided=False)
-    except UndecidedError:
-        said = f"The disk failed while {files.log_path} was synced."
-        return _Failed(StorageUnavailableError(said, remedy="Check the disk."), undecided=True)
-    return None
+        for one in ready:
+            one.refuse(from_os_error(error, "write the state", Path(one.files.log_path)))
+        return
+    for one in ready:
+        one.write()
+    if written is not None:
+        written()
+    for one in ready:
+        one.sync()
+    _tell(root, ready)
+    root.marks.unmark([one.files.name for one in ready if one.marked])
 
 
-def _announce(root: Root, files: ScopeFiles, ops: Sequence[Json]) -> bool:
-    """Tell the feed; return whether it was told. The mark stays otherwise, and somebody else will."""
+def _tell(root: Root, done: Sequence[Writing]) -> None:
+    """Tell the feed. Marks stay when it can't be told, and somebody else will."""
+    news = [line for one in done if (line := one.news()) is not None]
     try:
-        root.tell(announcement(files, feed_entries(ops)))
-    except OSError:
-        log.warning("the feed can't be told of %s; it will be told later", files.scope, exc_info=True)
-        return False
-    return True
+        if news:
+            root.tell(news)
+    except (OSError, StorageError):
+        names = ", ".join(str(one.files.scope) for one in done)
+        log.warning("the feed can't be told of %s; it will be told later", names, exc_info=True)
+        for one in done:
+            one.marked = False
+    for one in done:
+        if one.marked:
+            one.files.told = one.files.n
+
+
+def _try_with_reserve(root: Root, one: Writing) -> None:
+    """Try again, with the reserve, what makes room and found none."""
+    full = [k for k, outcome in enumerate(one.outcomes) if isinstance(outcome.error, StorageFullError)]
+    again = [k for k in full if one.writes[k].frees]
+    if again and root.spend_reserve():
+        second = Writing(root, one.files, [one.writes[k] for k in again])
+        _store(root, [second])
+        for k, outcome in zip(again, second.outcomes, strict=True):
+            one.outcomes[k] = outcome
+        root.fill_reserve()
+
+
+def perform(root: Root, files: ScopeFiles, writes: Sequence[Write[Any]]) -> list[Outcome]:
+    """Make these writes of one scope, in order, and return how each ended. Waits for the scope's lock."""
+    one, lock = Writing(root, files, writes), root.writing(files.name)
+    try:
+        lock.take()
+    except StorageError as error:
+        one.refuse(error)
+        one.close()
+        return one.outcomes
+    try:
+        store(root, [one])
+        root.marks.wipe()
+        tidy(root, files)
+    finally:
+        lock.leave()
+    return one.outcomes
 
 
 def announce_missing(root: Root, files: ScopeFiles) -> None:
@@ -214,25 +257,27 @@ def announce_missing(root: Root, files: ScopeFiles) -> None:
     if held.gone_at is not None and told < files.n and not any(stamp is None for stamp, _ in entries):
         # The log that said so went with the state.
         entries.append((None, held.gone_at))
-    root.tell(announcement(files, entries))
+    root.tell([announcement(files, entries)])
 
 
 # -- afterwards ------------------------------------------------------------------------------
 
 
-def _dropped(files: ScopeFiles) -> bool:
-    """Whether the log holds the bytes of a state that was dropped."""
+def dropped(files: ScopeFiles) -> bool:
+    """Return whether the log holds the bytes of a state that was dropped: they go before anybody hears of it."""
     held = files.held
     return held is not None and held.image.stamp is None and held.gone_at is not None and files.n > files.base
 
 
-def _tidy(root: Root, files: ScopeFiles) -> None:
-    """Begin the log anew, behind a snapshot."""
+def tidy(root: Root, files: ScopeFiles) -> None:
+    """Begin the log anew, behind a snapshot, when it is due."""
+    if files.held is None or not (dropped(files) or rotation_due(files)):
+        return
     try:
         try:
             rotate(files)
         except OSError as error:
-            if not _dropped(files) or error.errno not in FULL or not root.spend_reserve():
+            if not dropped(files) or error.errno not in FULL or not root.spend_reserve():
                 raise
             rotate(files)
             root.fill_reserve()

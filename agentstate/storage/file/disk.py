@@ -27,6 +27,8 @@ __all__ = ["Disk"]
 FLAGS: Final = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 FULL_SYNC: Final[int | None] = getattr(fcntl, "F_FULLFSYNC", None)
 
+_kept: set[int] = set()
+
 
 class Disk:
     """Opens, reads and changes files; nothing is opened through a symbolic link."""
@@ -45,7 +47,14 @@ class Disk:
 
     def close(self, descriptor: int) -> None:
         """Close a file."""
+        _kept.discard(descriptor)
         os.close(descriptor)
+
+    def keep(self, path: str, flags: int) -> int:
+        """Open a file that stays open; a forked child closes it, and with it what it would share of its locks."""
+        descriptor = self.open(path, flags)
+        _kept.add(descriptor)
+        return descriptor
 
     def read(self, descriptor: int, start: int, size: int) -> bytes:
         """Return up to ``size`` bytes from ``start``; fewer only at the end of the file."""
@@ -129,3 +138,13 @@ class Disk:
         except BaseException:
             self.unlink(temporary)
             raise
+
+
+def _forked() -> None:
+    """In a forked child: close what would keep its parent's locks alive."""
+    for descriptor in _kept:
+        os.close(descriptor)
+    _kept.clear()
+
+
+os.register_at_fork(after_in_child=_forked)

@@ -30,7 +30,7 @@ from agentstate.storage.file.scope import FORMAT, HEADER_BYTES, check_format
 from agentstate.storage.protocol import FeedItem
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator
+    from collections.abc import Generator, Iterator, Sequence
 
     from agentstate.storage.file.disk import Disk
     from agentstate.storage.protocol import ScopePage, ScopeQuery
@@ -40,9 +40,6 @@ __all__ = ["Feed"]
 KEPT_BYTES: Final = 4 * 1024 * 1024
 CHUNK: Final = 256 * 1024
 LOCK_SECONDS: Final = 30.0
-
-
-_inherited: set[int] = set()
 
 
 class _File(NamedTuple):
@@ -68,6 +65,7 @@ class Feed:
         self._appending = threading.Lock()
         self._compacting = threading.Lock()
         self._descriptor = -1
+        self._inode = 0
         self._limit = 0
         self._begin()
 
@@ -92,46 +90,57 @@ class Feed:
             finally:
                 self._disk.close(descriptor)
 
-    def append(self, body: Json) -> bool:
-        """Add one line, and return whether the feed has grown enough for `compact`."""
-        line, _ = seal(orjson.dumps(body))
-        with self._appending, self._locked(fcntl.LOCK_SH) as descriptor:
-            self._disk.write(descriptor, line)
-            return 0 < self._limit < os.lseek(descriptor, 0, os.SEEK_CUR)
+    def append(self, bodies: Sequence[Json]) -> bool:
+        """Add some lines, and return whether the feed has grown enough for `compact`."""
+        data = b"".join([seal(orjson.dumps(body))[0] for body in bodies])
+        with self._appending:
+            size = self._wait_for_lock(fcntl.LOCK_SH)
+            try:
+                self._disk.write(self._descriptor, data)
+            finally:
+                fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+        return 0 < self._limit < size + len(data)
 
     @contextmanager
-    def _locked(self, kind: int) -> Generator[int]:
-        """Open the feed with a lock of its own; the caller holds ``_appending``."""
-        until = time.monotonic() + LOCK_SECONDS
-        while not self._lock_file(kind):
+    def _alone(self) -> Generator[None]:
+        """Keep everybody else from adding lines."""
+        with self._appending:
+            self._wait_for_lock(fcntl.LOCK_EX)
+            try:
+                yield
+            finally:
+                fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+
+    def _wait_for_lock(self, kind: int) -> int:
+        """Lock the feed's file for the caller, who holds ``_appending``, and return how long it is."""
+        until = 0.0
+        while (size := self._lock_file(kind)) is None:
+            until = until or time.monotonic() + LOCK_SECONDS
             if time.monotonic() > until:
                 raise StorageUnavailableError(
                     f"{self.path} was locked for {LOCK_SECONDS:g} s.",
                     remedy="Another process is compacting it: let it go on, or end it.",
                 )
             time.sleep(0.001)
-        try:
-            yield self._descriptor
-        finally:
-            fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+        return size
 
-    def _lock_file(self, kind: int) -> bool:
-        """Lock the file that has the feed's name now, unless another process forbids."""
+    def _lock_file(self, kind: int) -> int | None:
+        """Lock the file that has the feed's name now, unless another process forbids; return how long it is."""
         if self._descriptor < 0:
-            self._descriptor = self._disk.open(self.path, os.O_WRONLY | os.O_APPEND)
-            _inherited.add(self._descriptor)
+            self._descriptor = self._disk.keep(self.path, os.O_WRONLY | os.O_APPEND)
+            self._inode = os.fstat(self._descriptor).st_ino
         try:
             fcntl.flock(self._descriptor, kind | fcntl.LOCK_NB)
         except BlockingIOError:
-            return False
-        if os.lstat(self.path).st_ino == os.fstat(self._descriptor).st_ino:
-            return True
+            return None
+        found = os.lstat(self.path)
+        if found.st_ino == self._inode:
+            return found.st_size
         self._close()
-        return False
+        return None
 
     def _close(self) -> None:
         if self._descriptor >= 0:
-            _inherited.discard(self._descriptor)
             self._disk.close(self._descriptor)
             self._descriptor = -1
 
@@ -174,7 +183,7 @@ class Feed:
         try:
             self._disk.write(new, data)
             self._disk.sync(new)
-            with self._appending, self._locked(fcntl.LOCK_EX), self._lock, self._opened() as descriptor:
+            with self._alone(), self._lock, self._opened() as descriptor:
                 if self._file.inode != old.inode:
                     # Another process was quicker.
                     return
@@ -336,13 +345,3 @@ def _parse_cursor(cursor: str | None) -> tuple[int, int]:
     if not (dot and at.isdecimal() and k.isdecimal()):
         raise StorageError(f"{cursor!r} is no cursor of this feed.", remedy="Pass the cursor of the item before.")
     return int(at), int(k) + 1
-
-
-def _forked() -> None:
-    """In a forked child: close what would keep its parent's locks alive."""
-    for descriptor in _inherited:
-        os.close(descriptor)
-    _inherited.clear()
-
-
-os.register_at_fork(after_in_child=_forked)

@@ -1,7 +1,7 @@
 """Which scopes are being written: what tells a crash between a commit and its line in the feed.
 
 Each open store has a file of its own in ``inflight``, locked for as long as it is open, in which
-it writes the names of the scopes it is writing, 64 bytes each. Setting and clearing a mark is
+it writes the names of the scopes it is writing, 64 bytes each. Setting and clearing marks is
 one small write that needs no new blocks. A mark whose writer died stays, and says whom the
 feed may not have been told of. Blocks: for worker threads, any number at once.
 """
@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterable
 
     from agentstate.storage.file.disk import Disk
 
@@ -23,8 +23,6 @@ __all__ = ["Marks"]
 
 SLOT: Final = 64
 NAME: Final = 40
-
-_inherited: set[int] = set()
 
 
 class Marks:
@@ -37,27 +35,62 @@ class Marks:
         self._lock = threading.Lock()
         self._descriptor = -1
         self._file = ""
+        self._table = bytearray()
         self._slots: dict[str, int] = {}
+        self._told: dict[str, int] = {}
         self._free: list[int] = []
 
-    def mark(self, name: str) -> None:
-        """Note that a scope is being written."""
+    def mark(self, names: Collection[str]) -> None:
+        """Note that scopes are being written."""
         with self._lock:
-            if self._descriptor < 0:
+            new = [name for name in names if name not in self._slots]
+            if self._descriptor < 0 and new:
                 self._make()
-            if name not in self._slots:
-                slot = self._free.pop() if self._free else len(self._slots)
-                self._disk.write_at(self._descriptor, name.encode(), slot * SLOT)
-                self._slots[name] = slot
+            slots = [self._slot(name) for name in new]
+            for name, slot in zip(new, slots, strict=True):
+                self._table[slot * SLOT : slot * SLOT + NAME] = name.encode()
+            try:
+                self._write(slots)
+            except OSError:
+                self._clear(slots)
+                raise
+            self._slots.update(zip(new, slots, strict=True))
 
-    def unmark(self, name: str) -> None:
-        """Note that the feed knows all of a scope."""
+    def unmark(self, names: Collection[str]) -> None:
+        """Note that the feed knows all of these scopes. Others hear of it with `wipe`."""
         with self._lock:
-            slot = self._slots.get(name)
-            if slot is not None:
-                self._disk.write_at(self._descriptor, b" " * NAME, slot * SLOT)
-                del self._slots[name]
-                self._free.append(slot)
+            for name in names:
+                slot = self._slots.pop(name, None)
+                if slot is not None:
+                    self._told[name] = slot
+
+    def wipe(self) -> None:
+        """Take the marks away of which `unmark` was told. One that stays costs the next writer a look, no more."""
+        with self._lock:
+            told, self._told = self._told, {}
+            self._clear(told.values())
+            with suppress(OSError):
+                self._write(told.values())
+
+    def _slot(self, name: str) -> int:
+        slot = self._told.pop(name, None)
+        if slot is not None:
+            return slot
+        if self._free:
+            return self._free.pop()
+        self._table += b" " * SLOT
+        return len(self._table) // SLOT - 1
+
+    def _clear(self, slots: Iterable[int]) -> None:
+        for slot in slots:
+            self._table[slot * SLOT : slot * SLOT + NAME] = b" " * NAME
+            self._free.append(slot)
+
+    def _write(self, slots: Collection[int]) -> None:
+        """Write these slots, and what lies between them, in one piece."""
+        if slots:
+            start, end = min(slots) * SLOT, max(slots) * SLOT + NAME
+            self._disk.write_at(self._descriptor, bytes(self._table[start:end]), start)
 
     def left(self, name: str) -> bool:
         """Return whether somebody left a mark on a scope whose lock the caller holds."""
@@ -93,14 +126,12 @@ class Marks:
             if not self._slots:
                 with suppress(OSError):
                     self._disk.unlink(self._file)
-            _inherited.discard(self._descriptor)
             self._disk.close(self._descriptor)
             self._descriptor = -1
 
     def _make(self) -> None:
         path = os.path.join(self._directory, f"{os.getpid()}-{os.urandom(6).hex()}")  # noqa: PTH118 - strings go on
-        descriptor = self._disk.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
-        _inherited.add(descriptor)
+        descriptor = self._disk.keep(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         self._descriptor, self._file = descriptor, path
 
@@ -124,13 +155,3 @@ class Marks:
 def _names(data: bytes) -> set[str]:
     slots = (data[at : at + NAME] for at in range(0, len(data), SLOT))
     return {slot.decode() for slot in slots if len(slot) == NAME and slot.isalnum()}
-
-
-def _forked() -> None:
-    """In a forked child: close what would keep its parent's marks looking alive."""
-    for descriptor in _inherited:
-        os.close(descriptor)
-    _inherited.clear()
-
-
-os.register_at_fork(after_in_child=_forked)

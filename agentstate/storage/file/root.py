@@ -21,7 +21,7 @@ import logging
 import os
 import shutil
 import time
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -32,12 +32,13 @@ from agentstate.errors import DamagedStateError, StorageAccessError, StorageErro
 from agentstate.storage.file.feed import Feed
 from agentstate.storage.file.lines import read_lines, seal
 from agentstate.storage.file.marks import Marks
+from agentstate.storage.file.open_logs import OpenLogs
 from agentstate.storage.file.scope import FORMAT, Inconsistent, ScopeFiles, check_format
 from agentstate.storage.oserrors import from_os_error
-from agentstate.storage.oslock import MachineLocks
+from agentstate.storage.oslock import Exclusive, MachineLocks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import Callable, Generator, Sequence
 
     from agentstate.scope import StateScope
     from agentstate.storage.file.disk import Disk
@@ -74,6 +75,7 @@ class Root:
         self.clock = clock
         self.feed = Feed(self.path("feed.jsonl"), disk)
         self.marks = Marks(self.path("inflight"), disk)
+        self.logs = OpenLogs(disk)
         self._allow_network_fs = allow_network_fs
         self._locks: MachineLocks | None = None
         self._long_feed = False
@@ -186,6 +188,7 @@ class Root:
         """Give back the turns, and close the files."""
         self.feed.close()
         self.marks.close()
+        self.logs.close()
         if self._locks is not None:
             self._locks.close()
 
@@ -197,10 +200,10 @@ class Root:
 
     def files(self, scope: StateScope) -> ScopeFiles:
         """Return the files of a scope, unread."""
-        return ScopeFiles(scope, self.scope_path(name_of(scope)), self.disk)
+        return ScopeFiles(scope, self.scope_path(name_of(scope)), self.disk, self.logs)
 
-    def writing(self, name: str, seconds: float = WRITE_SECONDS) -> AbstractContextManager[None]:
-        """Be the only writer of a scope while inside."""
+    def writing(self, name: str, seconds: float = WRITE_SECONDS) -> Exclusive:
+        """Return the lock of a scope's writers."""
         return self.locks.exclusive(f"write:{name}", seconds)
 
     def refreshed(self, files: ScopeFiles) -> Held:
@@ -273,9 +276,9 @@ class Root:
 
     # -- the feed --------------------------------------------------------------------------
 
-    def tell(self, line: Json) -> None:
-        """Add a line to the feed."""
-        if self.feed.append(line):
+    def tell(self, news: Sequence[Json]) -> None:
+        """Add lines to the feed."""
+        if self.feed.append(news):
             self._long_feed = True
 
     def tidy(self) -> None:

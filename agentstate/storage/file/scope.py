@@ -31,6 +31,7 @@ from agentstate.storage.image import Image
 if TYPE_CHECKING:
     from agentstate.scope import StateScope
     from agentstate.storage.file.disk import Disk
+    from agentstate.storage.file.open_logs import OpenLogs
 
 __all__ = [
     "FORMAT",
@@ -113,14 +114,15 @@ class ScopeFiles:
         rotate_from: how long the log must be at least before it is begun anew.
     """
 
-    def __init__(self, scope: StateScope, path: str, disk: Disk) -> None:
+    def __init__(self, scope: StateScope, path: str, disk: Disk, logs: OpenLogs) -> None:
         """Know nothing yet of the files in ``path``."""
         self.scope = scope
         self.path = path
-        self.name = Path(path).name
+        self.name = path.rpartition("/")[2]
         self.log_path = f"{path}/log.jsonl"
         self.state_path = f"{path}/state.json"
         self.disk = disk
+        self.logs = logs
         self.rotate_from = ROTATE_BYTES
         self.forget()
 
@@ -134,10 +136,20 @@ class ScopeFiles:
 
     def fresh(self) -> bool:
         """Return whether the image is what the log says now. One system call, without a wait for the disk."""
+        if self.held is None:
+            return False
+        seen = self.seen
         try:
-            return self.held is not None and look(self.log_path) == self.seen
+            found = os.lstat(self.log_path)
+        except FileNotFoundError:
+            return seen is None
         except OSError:
             return False
+        return seen is not None and seen == (found.st_ino, found.st_size, found.st_mtime_ns)
+
+    def settled(self) -> bool:
+        """Return whether the image is all that the log says: what a writer begins with, who holds the scope's lock."""
+        return self.fresh() and (self.seen is None or self.seen.size == self.end)
 
     # -- reading ---------------------------------------------------------------------------
 
@@ -151,7 +163,7 @@ class ScopeFiles:
             Inconsistent: they don't fit together; without the lock this proves nothing.
             NewerFormatError: a newer release wrote them.
         """
-        if self.held is not None and self.fresh() and not (locked and self.seen and self.seen.size != self.end):
+        if self.held is not None and (self.settled() if locked else self.fresh()):
             return self.held
         try:
             if self.held is None or not self._extended(locked=locked):

@@ -30,6 +30,7 @@ from agentstate.storage.file.look import entry_page, found_item, held_of, log_pa
 from agentstate.storage.file.options import DIRECTORY, Durability, FileOptions
 from agentstate.storage.file.queue import ScopeCache
 from agentstate.storage.file.root import Root
+from agentstate.storage.file.service import Service
 from agentstate.storage.file.sweep import complete, reconcile, sweep
 from agentstate.storage.file.workers import Workers
 from agentstate.storage.protocol import (
@@ -102,7 +103,7 @@ class FileStorage:
         self._clock = clock
         self._root = Root(path, Disk(), synced=durability == "full", clock=clock, allow_network_fs=allow_network_fs)
         self._workers = Workers(f"the file store {path}")
-        self._scopes = ScopeCache(self._root, self._workers)
+        self._scopes = ScopeCache(self._root, Service(self._root, self._workers))
         self._process = os.getpid()
         self._opening = threading.Lock()
         self._opened = self._closed = False

@@ -87,7 +87,7 @@ def reconcile(root: Root) -> None:
             _complete_one(root, directory.name, seconds=WRITE_SECONDS)
     for name, (scope, _) in known.items():
         if name not in there:
-            root.tell(farewell(scope))
+            root.tell([farewell(scope)])
     _complete_marked(root, seconds=WRITE_SECONDS)
 
 
@@ -107,7 +107,8 @@ def _complete_one(root: Root, name: str, *, seconds: float) -> bool:
                 files = root.files(scope)
                 root.locked(files)
                 announce_missing(root, files)
-            root.marks.unmark(name)
+            root.marks.unmark([name])
+            root.marks.wipe()
     except StorageUnavailableError:
         # Somebody is writing it just now.
         return False
@@ -137,7 +138,7 @@ def _tell_gone(root: Root, name: str) -> None:
     root.feed.refresh()
     for scope in root.feed.all_known():
         if name_of(scope) == name:
-            root.tell(farewell(scope))
+            root.tell([farewell(scope)])
 
 
 # -- sweeping --------------------------------------------------------------------------------
@@ -195,16 +196,18 @@ def _set_due(root: Root, files: ScopeFiles) -> None:
         if held.image.stamp is None and (held.due is None or held.due <= root.clock()):
             _remove(root, files.name, files.scope)
         elif known is None or known.due != held.due:
-            root.tell(announcement(files, []))
+            root.tell([announcement(files, [])])
         root.feed.refresh()
 
 
 def _remove(root: Root, name: str, scope: StateScope) -> None:
     trash = root.path("trash", f"{name}-{secrets.token_hex(6)}")
-    root.marks.mark(name)
+    root.marks.mark([name])
     # There may be no directory: then only the feed still knows of it.
     with suppress(FileNotFoundError):
         root.disk.rename(root.scope_path(name), trash)
-    root.tell(farewell(scope))
-    root.marks.unmark(name)
+    root.tell([farewell(scope)])
+    root.marks.unmark([name])
+    root.marks.wipe()
+    root.logs.discard(f"{root.scope_path(name)}/log.jsonl")
     shutil.rmtree(trash, ignore_errors=True)

@@ -27,16 +27,8 @@ T = TypeVar("T")
 log = logging.getLogger("agentstate.storage")
 
 
-class Reply:
-    """Where a result is awaited."""
-
-    __slots__ = ("future", "loop")
-
-    def __init__(self) -> None:
-        """Await it in the running loop."""
-        self.loop = asyncio.get_running_loop()
-        self.future: asyncio.Future[Any] = self.loop.create_future()
-
+Reply = asyncio.Future[Any]
+"""Where a result is awaited."""
 
 Sent = tuple[Reply, Any, BaseException | None]
 
@@ -45,7 +37,7 @@ def send(replies: Sequence[Sent]) -> None:
     """Wake those who wait, each loop once."""
     loops: dict[asyncio.AbstractEventLoop, list[Sent]] = {}
     for one in replies:
-        loops.setdefault(one[0].loop, []).append(one)
+        loops.setdefault(one[0].get_loop(), []).append(one)
     for loop, mine in loops.items():
         # A loop that was closed has nobody left to wake.
         with suppress(RuntimeError):
@@ -54,12 +46,12 @@ def send(replies: Sequence[Sent]) -> None:
 
 def _settle(replies: Sequence[Sent]) -> None:
     for reply, result, error in replies:
-        if reply.future.done():
+        if reply.done():
             continue
         if error is None:
-            reply.future.set_result(result)
+            reply.set_result(result)
         else:
-            reply.future.set_exception(error)
+            reply.set_exception(error)
 
 
 class Workers:
@@ -91,7 +83,7 @@ class Workers:
 
     async def run(self, work: Callable[[], T]) -> T:
         """Have something done and return its result. Carried through when cancelled."""
-        reply = Reply()
+        reply: Reply = asyncio.get_running_loop().create_future()
 
         def step() -> None:
             try:
@@ -102,7 +94,7 @@ class Workers:
                 send([(reply, result, None)])
 
         self.submit(step)
-        result: T = await reply.future
+        result: T = await reply
         return result
 
     def _run(self) -> None:

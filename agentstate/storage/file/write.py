@@ -1,7 +1,7 @@
 """Writing the files of a scope: appending to its log, and beginning the log anew behind a snapshot.
 
-`append` is atomic: a line counts once it is whole, and one that couldn't be written or synced
-is cut off again. `rotate` can be interrupted between any two steps: the new snapshot takes the
+`append` and `sync` are atomic: a line counts once it is whole, and one that couldn't be written or
+synced is cut off again. `rotate` can be interrupted between any two steps: the new snapshot takes the
 old one's place in one step, log lines that it covers are skipped by their number, and the old
 log keeps a name until nobody needs its records.
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import orjson
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from agentstate.storage.file.scope import ScopeFiles
 
-__all__ = ["UndecidedError", "append", "rotate", "rotation_due", "segments"]
+__all__ = ["UndecidedError", "Written", "append", "rotate", "rotation_due", "segments", "sync"]
 
 ROTATE_FACTOR: Final = 2
 
@@ -44,49 +44,75 @@ class UndecidedError(Exception):
     """A line was written, its sync failed, and it couldn't be taken back."""
 
 
-def append(files: ScopeFiles, ops: Sequence[Json], *, synced: bool) -> None:
-    """Append one line with these operations, already applied to the image.
+class Written(NamedTuple):
+    """A line that was written and isn't synced yet.
 
-    Args:
-        files: whose log.
-        ops: what was done.
-        synced: return only when the line has reached the disk.
+    Attributes:
+        descriptor: of the log; whoever has the line gives it back with `sync`.
+        size: how many bytes were written.
+        sum: its digest.
+        made: directories that have new names in them.
+    """
+
+    descriptor: int
+    size: int
+    sum: str
+    made: Sequence[str]
+
+
+def append(files: ScopeFiles, ops: Sequence[Json]) -> Written:
+    """Write one line with these operations, already applied to the image. It counts once `sync` has returned.
 
     Raises:
         OSError: nothing was stored; the image must be forgotten.
-        UndecidedError: whether it was stored can't be told.
     """
     # A log without a line begins a scope, so nothing was before it.
     data, after = (b"", files.sum) if files.end else seal(_header(files, 0, 0))
     line, after = seal(orjson.dumps({"n": files.n + 1, "ops": ops}), after)
     data += line
-    made = _make_directories(files) if files.seen is None else []
-    descriptor = files.disk.open(files.log_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    made = _make_directories(files) if files.seen is None else ()
+    descriptor = None if files.seen is None else files.logs.take(files.log_path, files.seen.inode)
+    if descriptor is None:
+        descriptor = files.disk.keep(files.log_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     try:
-        _write(files, descriptor, data, made if synced else None)
-        files.seen = look_at(descriptor)
+        files.disk.write(descriptor, data)
+    except BaseException:
+        _take_back(files, descriptor)
+        raise
+    return Written(descriptor, len(data), after, made)
+
+
+def sync(files: ScopeFiles, line: Written, *, synced: bool) -> None:
+    """Let a line count; with ``synced``, once it has reached the disk.
+
+    Raises:
+        OSError: nothing was stored; the image must be forgotten.
+        UndecidedError: whether it was stored can't be told.
+    """
+    disk = files.disk
+    try:
+        if synced:
+            disk.sync(line.descriptor)
+            for path in line.made:
+                disk.sync_directory(path)
+        files.seen = look_at(line.descriptor)
+    except OSError as error:
+        if not _take_back(files, line.descriptor):
+            raise UndecidedError from error
+        raise
+    files.logs.give(files.log_path, files.seen.inode, line.descriptor)
+    files.n, files.sum, files.end = files.n + 1, line.sum, files.end + line.size
+
+
+def _take_back(files: ScopeFiles, descriptor: int) -> bool:
+    """Cut what was written off again; what stays of a line that isn't whole is cut by whoever writes next."""
+    try:
+        files.disk.truncate(descriptor, files.end)
+    except OSError:
+        return False
     finally:
         files.disk.close(descriptor)
-    files.n, files.sum, files.end = files.n + 1, after, files.end + len(data)
-
-
-def _write(files: ScopeFiles, descriptor: int, data: bytes, made: Sequence[str] | None) -> None:
-    disk, written = files.disk, False
-    try:
-        disk.write(descriptor, data)
-        written = True
-        if made is not None:
-            disk.sync(descriptor)
-            for path in made:
-                disk.sync_directory(path)
-    except OSError as error:
-        try:
-            disk.truncate(descriptor, files.end)
-        except OSError:
-            # What is left of a line that isn't whole is cut by whoever writes next.
-            if written:
-                raise UndecidedError from error
-        raise
+    return True
 
 
 def _make_directories(files: ScopeFiles) -> list[str]:
