@@ -21,7 +21,7 @@ So, for the conversation ``c-1`` of the default prefix, in partition 110::
     HGET agentstate:{110}entries:conversation:c-1 variables/name
     LRANGE agentstate:{110}log:history:conversation:c-1 -10 -1
 
-Needs Valkey, or Redis 6.2 or later. The user needs the rights on the keys
+Needs Valkey, or Redis 6.2 (for a cluster 7) or later. The user needs the rights on the keys
 ``~<key_prefix>*`` and the channels ``&<key_prefix>wake:*``.
 """
 

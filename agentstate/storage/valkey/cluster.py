@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["Cluster", "slot_of"]
 
 SLOTS = 16384
+_SERVES = (b"master", b"online")
 
 
 def slot_of(key: bytes) -> int:
@@ -93,8 +94,10 @@ class Cluster:
         owners: list[Node | None] = [None] * SLOTS
         serving: set[Address] = set()
         for shard in map(_named, shards):
-            primary = next((one for one in map(_named, shard[b"nodes"]) if one[b"role"] == b"master"), None)
-            if primary is None or primary[b"health"] != b"online":
+            # After a failover the one that has gone is still named beside its successor.
+            serves = (one for one in map(_named, shard[b"nodes"]) if (one[b"role"], one[b"health"]) == _SERVES)
+            primary = next(serves, None)
+            if primary is None:
                 continue
             node = self._node(_address_of(primary, tls=self._tls is not None))
             serving.add(node.address)
