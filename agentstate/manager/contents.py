@@ -60,7 +60,7 @@ class ConversationScope(_WithHistory):
         """Add what a tool call returned; a second result of the same call adds nothing."""
         return await self._add(
             "tool",
-            content if isinstance(content, str) else _parts(content),
+            _parts(content),
             f"tool:{tool_call_id}",
             tool_call_id=tool_call_id,
             name=name,

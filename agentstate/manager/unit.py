@@ -154,7 +154,7 @@ class Unit(Turn):
             buffer.claim(owner)
         part = buffer.part()
         part.parent = self.parents.get(part.scope, KEEP)
-        if part.labels is not KEEP:  # they are stored as a whole: of two who change them, one begins again
+        if part.labels is not KEEP and not part.clear:  # they are stored as a whole: of two who change them, one begins again
             part.base = buffer.snapshot.stamp
         if part.ttl is KEEP and settings.ttl is not None:
             part.ttl, part.sliding = settings.ttl, settings.ttl_mode == "sliding"
