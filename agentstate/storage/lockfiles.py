@@ -266,7 +266,7 @@ def _key(address: str) -> int:
 def _lock(descriptor: int, byte: int, count: int = 1) -> bool:
     """Lock bytes if no other process has any of them."""
     try:
-        _set_lock(descriptor, byte, count, lock=True)
+        _set_lock(descriptor, _LOCKED, byte, count)
     except OSError as error:
         if error.errno in (errno.EAGAIN, errno.EACCES):
             return False
@@ -278,15 +278,20 @@ def _lock(descriptor: int, byte: int, count: int = 1) -> bool:
 
 
 def _unlock(descriptor: int, byte: int) -> None:
-    _set_lock(descriptor, byte, 1, lock=False)
+    _set_lock(descriptor, _FREE, byte, 1)
 
 
-def _set_lock(descriptor: int, byte: int, count: int, *, lock: bool) -> None:
-    if sys.platform == "linux":
-        kind = fcntl.F_WRLCK if lock else fcntl.F_UNLCK
-        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, FLOCK.pack(kind, os.SEEK_SET, byte, count, 0))
-    elif sys.platform != "win32":
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB if lock else fcntl.LOCK_UN, count, byte, os.SEEK_SET)
+if sys.platform == "linux":
+    _SET, _LOCKED, _FREE = fcntl.F_OFD_SETLK, fcntl.F_WRLCK, fcntl.F_UNLCK
+
+    def _set_lock(descriptor: int, kind: int, byte: int, count: int) -> None:
+        fcntl.fcntl(descriptor, _SET, FLOCK.pack(kind, os.SEEK_SET, byte, count, 0))
+
+elif sys.platform != "win32":
+    _LOCKED, _FREE = fcntl.LOCK_EX | fcntl.LOCK_NB, fcntl.LOCK_UN
+
+    def _set_lock(descriptor: int, kind: int, byte: int, count: int) -> None:
+        fcntl.lockf(descriptor, kind, count, byte, os.SEEK_SET)
 
 
 def resolve(future: asyncio.Future[None]) -> None:

@@ -164,7 +164,8 @@ class MachineLocks:
             return turn is not None and (turn.nonce == nonce or nonce in turn.line)
 
     def _turn(self, address: str) -> Turn:
-        self._check_open()
+        if self._closed or self._table.closed:
+            self._check_open()
         return self._table.turn(address)
 
     def _check_open(self) -> None:

@@ -131,4 +131,4 @@ def test_small_things_come_back():
 def test_what_utf8_cannot_express_is_refused():
     """A key with an unpaired surrogate is refused before anything is written."""
     with pytest.raises(UnsupportedValueError):
-        dump(encode_part(Part(scope=SCOPE, puts=[Put("s", "\ud800", b"1")])), "it")
+        dump(encode_part(Part(scope=SCOPE, puts=[Put("s", "\ud800", b"1")])), "it", SCOPE)

@@ -33,12 +33,13 @@ from agentstate.storage.protocol import (
 if TYPE_CHECKING:
     from agentstate.scope import StateScope
     from agentstate.storage.file.lines import Json
+    from agentstate.storage.image import Image
 
 PLAIN: Final = frozenset(b'{["-0123456789tfn')
 READABLE_BYTES: Final = 64 * 1024
 
 
-def dump(value: object, what: str) -> bytes:
+def dump(value: object, what: str, scope: StateScope) -> bytes:
     """Return JSON.
 
     Raises:
@@ -48,7 +49,7 @@ def dump(value: object, what: str) -> bytes:
         return orjson.dumps(value)
     except TypeError as error:
         raise UnsupportedValueError(
-            f"{what} can't be written: {error}.", remedy="Keys and ids are text that UTF-8 can express."
+            f"{what} of {scope} can't be written: {error}.", remedy="Keys and ids are text that UTF-8 can express."
         ) from error
 
 
@@ -58,20 +59,17 @@ def dump(value: object, what: str) -> bytes:
 def encode_value(value: bytes) -> Json:
     """Return a value as JSON."""
     if value and value[0] in PLAIN:
-        if len(value) <= READABLE_BYTES and _comes_back(value):
-            return {"json": orjson.Fragment(value)}
+        if len(value) <= READABLE_BYTES:
+            try:
+                if orjson.dumps(orjson.loads(value)) == value:
+                    return {"json": orjson.Fragment(value)}
+            except (orjson.JSONDecodeError, orjson.JSONEncodeError):
+                pass  # it only begins like JSON
         try:
             return {"text": value.decode()}
         except UnicodeDecodeError:
             pass
     return {"b64": b64encode(value).decode()}
-
-
-def _comes_back(value: bytes) -> bool:
-    try:
-        return orjson.dumps(orjson.loads(value)) == value
-    except (orjson.JSONDecodeError, orjson.JSONEncodeError):
-        return False
 
 
 def decode_value(data: Json) -> bytes:
@@ -105,21 +103,31 @@ def some_stamp(text: str) -> Stamp:
 def encode_part(part: Part) -> Json:
     """Return what a part changes; its conditions were checked and are not kept."""
     data: Json = {"clear": True} if part.clear else {}
+    if part.cuts or part.trims or part.deletes or part.increments or part.edits:
+        data.update(_encode_rarer(part))
+    if part.puts:
+        data["puts"] = [[section, key, encode_value(value), ttl] for section, key, value, ttl in part.puts]
+    if part.appends:
+        data["appends"] = [
+            [log, item, encode_value(value), ttl, unique] for log, item, value, ttl, unique in part.appends
+        ]
+    if not (part.owner is part.parent is part.labels is part.ttl is KEEP):
+        for name in ("owner", "parent", "labels", "ttl"):
+            value = getattr(part, name)
+            if value is not KEEP:
+                data[name] = dict(value) if name == "labels" else value
+    if not part.sliding:
+        data["sliding"] = False
+    return data
+
+
+def _encode_rarer(part: Part) -> Json:
+    data: Json = {}
     for name in ("cuts", "trims", "deletes", "increments"):
         if changes := getattr(part, name):
             data[name] = [list(change) for change in changes]
     if part.edits:
         data["edits"] = [[one.log, one.position, one.seq, encode_value(one.value)] for one in part.edits]
-    if part.puts:
-        data["puts"] = [[one.section, one.key, encode_value(one.value), one.ttl] for one in part.puts]
-    if part.appends:
-        data["appends"] = [[one.log, one.id, encode_value(one.value), one.ttl, one.unique] for one in part.appends]
-    for name in ("owner", "parent", "labels", "ttl"):
-        value = getattr(part, name)
-        if value is not KEEP:
-            data[name] = dict(value) if name == "labels" else value
-    if not part.sliding:
-        data["sliding"] = False
     return data
 
 
@@ -211,6 +219,20 @@ def encode_info(info: ScopeInfo) -> Json:
         "labels": dict(info.labels),
         "entry_bytes": info.entry_bytes,
         "log_lengths": dict(info.log_lengths),
+    }
+
+
+def encode_image(image: Image) -> Json:
+    """Return what a listing says of a state: `encode_info` of its `info`, in one step, since every commit needs it."""
+    return {
+        "stamp": str(image.stamp),
+        "owner": image.owner,
+        "created_at": image.created_at,
+        "updated_at": image.updated_at,
+        "expires_at": image.expires_at,
+        "labels": image.labels,
+        "entry_bytes": image.entry_bytes,
+        "log_lengths": {name: len(log.items) for name, log in image.logs.items()},
     }
 
 

@@ -9,7 +9,7 @@ from heapq import heappop, heappush
 from typing import TYPE_CHECKING, NamedTuple
 
 from agentstate.scope import StateScope
-from agentstate.storage.file.codec import decode_info, encode_info
+from agentstate.storage.file.codec import decode_info, encode_image, encode_info
 from agentstate.storage.index import ScopeIndex
 
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from agentstate.storage.file.held import FeedEntry
     from agentstate.storage.file.lines import Json
     from agentstate.storage.file.scope import ScopeFiles
-    from agentstate.storage.protocol import ScopeInfo
 
 __all__ = ["Directory", "Known", "announcement", "farewell"]
 
@@ -35,20 +34,18 @@ def announcement(files: ScopeFiles, entries: Sequence[FeedEntry]) -> Json:
     """Return what the feed says of a scope as it stands, and of these commits."""
     held = files.held
     assert held is not None
-    image = held.image
-    info = None if image.stamp is None else image.info()
-    items: list[list[object]] = [[None if stamp is None else str(stamp), at] for stamp, at in entries]
-    return _line(files.scope, Known(files.n, files.end, held.due), info, items)
+    state = None if held.image.stamp is None else encode_image(held.image)
+    return _line(files.address, Known(files.n, files.end, held.due), entries, state)
 
 
 def farewell(scope: StateScope) -> Json:
     """Return what the feed says of a scope that has no files any more."""
-    return _line(scope, Known(0, 0, None), None, [])
+    return _line(scope.text, Known(0, 0, None), [], None)
 
 
-def _line(scope: StateScope, known: Known, info: ScopeInfo | None, items: list[list[object]]) -> Json:
-    state = None if info is None else encode_info(info)
-    return {"scope": scope.text, **known._asdict(), "items": items, "state": state}
+def _line(address: str, known: Known, items: Sequence[FeedEntry], state: Json | None) -> Json:
+    n, size, due = known
+    return {"scope": address, "n": n, "size": size, "due": due, "items": items, "state": state}
 
 
 class Directory:
@@ -79,7 +76,8 @@ class Directory:
         """Return lines that add up to this, without commits."""
         infos = {info.scope: info for info in self.index.infos()}
         for scope, known in self.known.items():
-            yield _line(scope, known, infos.get(scope), [])
+            info = infos.get(scope)
+            yield _line(scope.text, known, [], None if info is None else encode_info(info))
 
     # -- sweeping --------------------------------------------------------------------------
 

@@ -16,7 +16,6 @@ from agentstate.storage.file.codec import (
     decode_value,
     encode_journal,
     encode_value,
-    some_stamp,
 )
 from agentstate.storage.protocol import FAILURE_COUNT, FAILURE_SECONDS, Committed, Part
 
@@ -25,14 +24,14 @@ if TYPE_CHECKING:
 
     from agentstate.storage.file.lines import Json
     from agentstate.storage.image import Image
-    from agentstate.storage.protocol import OnceRecord, Stamp
+    from agentstate.storage.protocol import OnceRecord
 
 __all__ = ["TOMBSTONE_SECONDS", "FeedEntry", "Held", "feed_entries"]
 
 TOMBSTONE_SECONDS: Final = 3600.0
 ITEM_BYTES: Final = 250
 
-FeedEntry = tuple["Stamp | None", float]
+FeedEntry = tuple[str | None, float]
 
 
 @dataclass(slots=True)
@@ -60,15 +59,18 @@ class Held:
     def size(self) -> int:
         """About how many bytes of memory this takes."""
         image = self.image
-        logs = sum(log.size + ITEM_BYTES * len(log.items) for log in image.logs.values())
-        return 8 * ITEM_BYTES + image.entry_bytes + ITEM_BYTES * (len(image.entries) + len(image.once)) + logs
+        size = image.entry_bytes + ITEM_BYTES * (8 + len(image.entries) + len(image.once))
+        for log in image.logs.values():
+            size += log.size + ITEM_BYTES * len(log.items)
+        return size
 
     @property
     def due(self) -> float | None:
         """When a sweep finds something to remove here, at the earliest."""
         image = self.image
         if image.stamp is not None:
-            return _earliest((image.expires_at, self.inner_due))
+            state, inner = image.expires_at, self.inner_due
+            return inner if state is None else state if inner is None else min(state, inner)
         ends = [at + FAILURE_SECONDS for at, _ in self.failures[-1:]]
         if self.gone_at is not None:
             ends.append(self.gone_at + TOMBSTONE_SECONDS)
@@ -87,7 +89,8 @@ class Held:
             self._gone(at)
             return done
         self.gone_at = None
-        self.inner_due = _earliest((self.inner_due, *self._new_dues(part, at)))
+        if dues := self._new_dues(part, at):
+            self.inner_due = _earliest((self.inner_due, *dues))
         op["stamp"] = str(done.stamp)
         if part.record is not None:
             self.records += 1
@@ -96,8 +99,8 @@ class Held:
 
     def _new_dues(self, part: Part, at: float) -> list[float | None]:
         """Return the expiries that a part, just applied, brings or brings back."""
-        lifetimes = (*(put.ttl for put in part.puts), *(item.ttl for item in part.appends))
-        dues: list[float | None] = [at + ttl for ttl in lifetimes if ttl is not None]
+        dues: list[float | None] = [at + put.ttl for put in part.puts if put.ttl is not None]
+        dues += [at + item.ttl for item in part.appends if item.ttl is not None]
         if part.trims:
             dues += self._heads()
         for edit in part.edits:
@@ -177,13 +180,12 @@ class Held:
 
 
 def feed_entries(ops: Iterable[Json]) -> list[FeedEntry]:
-    """Return which of these operations the feed tells, as stamp (``None``: dropped) and time."""
+    """Return which of these operations the feed tells, as stamp in text (``None``: dropped) and time."""
     entries: list[FeedEntry] = []
     for op in ops:
-        if op["op"] == "drop":
-            entries.append((None, op["at"]))
-        elif op["op"] == "commit" and ("stamp" in op or op["alive"]):
-            entries.append((some_stamp(op["stamp"]) if "stamp" in op else None, op["at"]))
+        kind = op["op"]
+        if kind == "drop" or (kind == "commit" and ("stamp" in op or op["alive"])):
+            entries.append((op.get("stamp"), op["at"]))
     return entries
 
 

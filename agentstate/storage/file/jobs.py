@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 import orjson
 
-from agentstate.errors import ConflictError, LeaseLostError
+from agentstate.errors import LeaseLostError
 from agentstate.storage.file.codec import dump, encode_once, encode_part
 from agentstate.storage.protocol import Committed, Snapshot
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from agentstate.scope import StateScope
     from agentstate.storage.file.held import Held
     from agentstate.storage.file.lines import Json
+    from agentstate.storage.image import Image
     from agentstate.storage.oslock import MachineLocks
     from agentstate.storage.protocol import Lease, LeaseRequest, OnceRecord, Part, Stamp
 
@@ -53,9 +54,14 @@ class Write(Generic[T]):
 
 @dataclass(slots=True, kw_only=True)
 class Commit(Write[Committed]):
-    """One part of a commit, which is all of it: scopes here are atomic one by one."""
+    """One part of a commit, which is all of it: scopes here are atomic one by one.
+
+    Attributes:
+        address: of the turn that ``lease`` is for.
+    """
 
     part: Part
+    address: str
     commit_id: int
     locks: MachineLocks
     lease: Lease | None
@@ -71,31 +77,32 @@ class Commit(Write[Committed]):
     def make(self, held: Held, now: float) -> tuple[Json | None, Committed]:
         """See `Write.make`."""
         part, image, lease, once = self.part, held.image, self.lease, self.once
-        if lease is not None and not self.locks.holds(lease.scope.text, lease.nonce):
+        if lease is not None and not self.locks.holds(self.address, lease.nonce):
             raise LeaseLostError(
                 f"The turn of {lease.scope} was given up or taken over; nothing was stored.",
                 scope=lease.scope,
                 remedy="Run the handler again.",
             )
-        own = lease is not None and lease.scope == part.scope and part.birth == image.birth
-        alive = image.alive(now) or (own and image.stamp is not None)
-        op: Json = {"op": "commit", "at": now, "commit": f"{self.commit_id:016x}", "alive": alive}
-        op["part"] = orjson.Fragment(dump(encode_part(part), f"The change of {part.scope}"))
+        alive = image.alive(now) or (image.stamp is not None and self._keeps_alive(image))
+        change = orjson.Fragment(dump(encode_part(part), "The change", part.scope))
+        op: Json = {"op": "commit", "at": now, "commit": f"{self.commit_id:016x}", "alive": alive, "part": change}
         if once is not None:
-            op["once"] = orjson.Fragment(dump(encode_once(once), f"The key of {part.scope}"))
+            op["once"] = orjson.Fragment(dump(encode_once(once), "The key", part.scope))
         if part.clear or not alive:
             op["lineage"] = secrets.token_hex(16)
-        image.validate(part, now, alive=alive)
-        if once is not None and alive and image.known_once(once.key, now) is not None:
-            raise ConflictError(f"{once.key!r} is done already in {part.scope}.", scope=part.scope, what="once")
+        image.validate(part, now, alive=alive, once=once)
         if image.stamp is None and part.clear and not (part.puts or part.increments or part.appends):
             return None, Committed(None, 0, {}, {})
         return op, held.commit(part, op, commit_id=self.commit_id, at=now, alive=alive, once=once)
 
+    def _keeps_alive(self, image: Image) -> bool:
+        """Whether this is a commit of the turn in which the state expired."""
+        return self.lease is not None and self.lease.scope == self.part.scope and self.part.birth == image.birth
+
     def finish(self) -> None:
         """Give the turn back."""
         if self.lease is not None and self.release:
-            self.locks.leave(self.lease.scope.text, self.lease.nonce)
+            self.locks.leave(self.address, self.lease.nonce)
 
 
 @dataclass(slots=True)

@@ -103,6 +103,7 @@ class ScopeFiles:
     """One scope's files.
 
     Attributes:
+        address: the scope's, as text.
         name: of the directory.
         held: the state as far as it was read, ``None`` when that has to be done anew.
         n: number of the last line applied to it; the log begins after line ``base``.
@@ -117,6 +118,7 @@ class ScopeFiles:
     def __init__(self, scope: StateScope, path: str, disk: Disk, logs: OpenLogs) -> None:
         """Know nothing yet of the files in ``path``."""
         self.scope = scope
+        self.address = scope.text
         self.path = path
         self.name = path.rpartition("/")[2]
         self.log_path = f"{path}/log.jsonl"
@@ -233,7 +235,7 @@ class ScopeFiles:
     def _take_header(self, line: Line) -> None:
         header = line.body
         check_format(header, self.log_path)
-        if header["scope"] != self.scope.text:
+        if header["scope"] != self.address:
             raise Inconsistent(self.log_path, f"it belongs to {header['scope']}, not to {self.scope}")
         self.base = self.n = header["n"]
         if self.base > self.snapshot.n:
@@ -298,7 +300,7 @@ class ScopeFiles:
         check_format(found, self.state_path)
         try:
             archive = None if found["items"] is None else Archive(*found["items"])
-            if found["scope"] != self.scope.text:
+            if found["scope"] != self.address:
                 raise Inconsistent(self.state_path, f"it belongs to {found['scope']}, not to {self.scope}")
             self.snapshot = SnapshotFile(seen, found["n"], found["sum_at_n"], archive)
         except MALFORMED as error:

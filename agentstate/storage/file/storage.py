@@ -154,8 +154,11 @@ class FileStorage:
         if self._closed:
             raise StorageClosedError(f"The file store {self.location} was closed.", remedy="Make a new one.")
 
+    def _usable(self) -> bool:
+        return self._opened and not self._closed and os.getpid() == self._process
+
     async def _queue(self, scope: StateScope) -> ScopeQueue:
-        if not self._opened or self._closed or os.getpid() != self._process:
+        if not self._usable():
             await self.open()
         return self._scopes.get(scope)
 
@@ -171,19 +174,19 @@ class FileStorage:
         touch: float | None = None,
     ) -> Snapshot:
         """See `Storage.read`. Cancelled after it took a turn, it gives it back."""
-        queue = await self._queue(scope)
+        queue = self._scopes.get(scope) if self._usable() else await self._queue(scope)
         if lease is None:
             return await self._read(queue, wants, None, once, touch)
         locks = self._root.locks
-        held_before = locks.holds(scope.text, lease.nonce)
-        if not locks.try_take(scope.text, lease.nonce, lease.holder):
+        taken = locks.take(queue.address, lease.nonce, lease.holder)
+        if taken == "waits":
             now = self._clock()
-            return Snapshot(scope=scope, now=now, holder=locks.holder(scope.text) or Holder("", now))
+            return Snapshot(scope=scope, now=now, holder=locks.holder(queue.address) or Holder("", now))
         try:
             found = await self._read(queue, wants, lease, once, touch)
         except BaseException:
-            if not held_before:
-                locks.leave(scope.text, lease.nonce)
+            if taken == "took":
+                locks.leave(queue.address, lease.nonce)
             raise
         found.lease = Lease(scope, lease.nonce, 0, found.now + lease.seconds)
         return found
@@ -221,9 +224,12 @@ class FileStorage:
                 f"The file backend commits one state at a time, not {len(parts)}.",
                 remedy="Use the sqlite backend for commits of several states.",
             )
-        queue = await self._queue(parts[0].scope)
+        (part,) = parts
+        queue = self._scopes.get(part.scope) if self._usable() else await self._queue(part.scope)
+        address = queue.address if lease is None or lease.scope == part.scope else lease.scope.text
+        locks = self._root.locks
         write = Commit(
-            part=parts[0], commit_id=commit_id, locks=self._root.locks, lease=lease, release=release, once=once
+            part=part, address=address, commit_id=commit_id, locks=locks, lease=lease, release=release, once=once
         )
         return (await queue.write(write),)
 

@@ -126,7 +126,7 @@ def _header(files: ScopeFiles, version: int, records: int) -> bytes:
     return orjson.dumps(
         {
             "format": FORMAT,
-            "scope": files.scope.text,
+            "scope": files.address,
             "n": files.n,
             "version": version,
             "records": records,
@@ -180,7 +180,7 @@ def _sync_log(files: ScopeFiles) -> None:
 def _write_snapshot(files: ScopeFiles) -> None:
     assert files.held is not None
     archive = _archive(files)
-    head = {"format": FORMAT, "scope": files.scope.text, "n": files.n, "sum_at_n": files.sum}
+    head = {"format": FORMAT, "scope": files.address, "n": files.n, "sum_at_n": files.sum}
     line, _ = seal(orjson.dumps({**head, **encode_state(files.held, archive)}))
     files.disk.write_new(files.state_path, line)
     files.disk.sync_directory(files.path)
