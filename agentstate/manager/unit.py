@@ -35,7 +35,6 @@ NOTHING: Final = Wants((), (), (), 0)
 """Reads what a state is, and none of what it holds."""
 
 _NOWHERE: Final = Snapshot(scope=StateScope("custom", ("a unit of work",)), now=0.0)
-_NO_BUFFER: Final = Buffer(_NOWHERE)
 _STRICT: Final = TurnSettings(turns="optimistic", turn_timeout=inf, history=0)
 _SAVING: Final = _STRICT._replace(autosave=True)
 
@@ -45,10 +44,9 @@ class Unit(Turn):
 
     Attributes:
         unread: states that joined, and of which nothing was read yet.
-        parents: what is to be stored as the parents of states.
     """
 
-    __slots__ = ("_bound", "parents", "routes", "unread")
+    __slots__ = ("_bound", "root", "routes", "unread")
 
     def __init__(self, routes: Routes, origin: Origin, *, autosave: bool = False) -> None:
         """Begin with nothing. With ``autosave`` values that were changed and not set are stored."""
@@ -56,9 +54,9 @@ class Unit(Turn):
         super().__init__(cast("Store", None), _NOWHERE, _SAVING if autosave else _STRICT, origin)
         self.routes = routes
         self.unread: set[StateScope] = set()
-        self.parents: dict[StateScope, str] = {}
         self._bound = False
-        self.frame: Frame = UnitFrame(self, None)
+        self.root = UnitFrame(self, None)
+        self.frame = self.root
 
     def check_open(self) -> None:
         """Raise unless the unit may still be used."""
@@ -77,7 +75,7 @@ class Unit(Turn):
         if not self._bound:
             self.store, self._bound = store, True
         elif store is not self.store or not store.storage.capabilities.atomic_scopes:
-            first = next(iter(self.frame.buffers))
+            first = next(iter(self.root.buffers))
             where = (
                 f"{store.storage.name} can't"
                 if store is self.store
@@ -122,14 +120,13 @@ class Unit(Turn):
     async def commit(self, *, lease: Lease | None = None) -> tuple[Committed, ...]:
         """Commit what was changed, on condition of what was read, and end the unit, whatever happens."""
         try:
-            for buffer in self.frame.buffers.values():
+            for buffer in self.root.buffers.values():
                 buffer.settle_handed(autosave=self.settings.autosave)
             self.check_open()
             parts = self.parts()
         finally:
-            frame = self.frame
             self.close()
-        if not parts or (len(frame.buffers) == 1 and parts[0].checks_only):
+        if not parts or (len(self.root.buffers) == 1 and parts[0].checks_only):
             return ()  # what was read of one state was read at one stamp
         storage = self.store.storage
         work = storage.commit(parts, commit_id=new_id(), lease=lease)
@@ -139,8 +136,8 @@ class Unit(Turn):
 
     def parts(self) -> list[Part]:
         """Return what this unit commits: the changed states first, then those it only relies on."""
-        changed = [self._part(buffer) for buffer in self.frame.buffers.values() if buffer.changed]
-        for buffer in self.frame.buffers.values():
+        changed = [self._part(buffer) for buffer in self.root.buffers.values() if buffer.changed]
+        for buffer in self.root.buffers.values():
             part = None if buffer.changed else buffer.part()
             if part is not None and part.checks:
                 part.checks_only = True
@@ -153,8 +150,8 @@ class Unit(Turn):
         if owner is not None:
             buffer.claim(owner)
         part = buffer.part()
-        part.parent = self.parents.get(part.scope, KEEP)
-        if part.labels is not KEEP and not part.clear:  # they are stored as a whole: of two who change them, one begins again
+        part.parent = self.root.parents.get(part.scope, KEEP)
+        if part.labels is not KEEP and not part.clear:  # stored as a whole: of two who change them, one begins again
             part.base = buffer.snapshot.stamp
         if part.ttl is KEEP and settings.ttl is not None:
             part.ttl, part.sliding = settings.ttl, settings.ttl_mode == "sliding"
@@ -163,16 +160,20 @@ class Unit(Turn):
 
 
 class UnitFrame(Frame):
-    """A unit's buffers, or a savepoint's over them."""
+    """A unit's buffers, or a savepoint's over them.
 
-    __slots__ = ()
+    Attributes:
+        parents: what is to be stored as the parents of states.
+    """
+
+    __slots__ = ("parents",)
 
     turn: Unit
 
     def __init__(self, turn: Unit, parent: UnitFrame | None) -> None:
         """Begin without any state: none is the unit's own."""
-        super().__init__(turn, parent, {turn.scope: _NO_BUFFER})
-        self.buffers = {}
+        super().__init__(turn, parent, {})
+        self.parents: dict[StateScope, str] = {} if parent is None else dict(parent.parents)
 
     def begin(self, scope: StateScope) -> Buffer:
         """Return the buffer of a state, which joins the unit now if it hasn't yet."""
@@ -190,6 +191,12 @@ class UnitFrame(Frame):
         """Return a frame over this one: merged on success, dropped on error."""
         self.check_open()
         return UnitFrame(self.turn, self)
+
+    async def merge(self, child: Frame) -> None:
+        """Take over a savepoint that succeeded."""
+        await super().merge(child)
+        if isinstance(child, UnitFrame):
+            self.parents |= child.parents
 
     def keep_reads(self, dropped: UnitFrame) -> None:
         """Go on relying on what a dropped savepoint has read: who caught its error may decide by it."""

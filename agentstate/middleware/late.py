@@ -33,6 +33,7 @@ class _NoTurn:
     """
 
     closed = True
+    scope = None
     ticket = None
 
     def __init__(self, outer: Frame | None) -> None:

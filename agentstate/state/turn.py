@@ -204,7 +204,7 @@ class Frame(Access):
     """What a handler's context works on.
 
     Attributes:
-        own: the buffer of the turn's own state.
+        own: the buffer of the turn's own state, where it has one.
     """
 
     __slots__ = ("_lock", "buffers", "open", "own", "parent", "turn")
@@ -214,7 +214,7 @@ class Frame(Access):
         self.turn = turn
         self.parent = parent
         self.buffers = buffers
-        self.own = buffers[turn.scope]
+        self.own = buffers.get(turn.scope)
         self.open = True
         self._lock: asyncio.Lock | None = None
 
@@ -254,7 +254,7 @@ class Frame(Access):
             ContextNotFoundError: the state is, or will be, somebody else's.
         """
         self.check_open()
-        own = self.own
+        own = self.buffers[self.turn.scope]
         owner = own.owned_by or (None if own.snapshot.birth else self.turn.principal) or None
         if principal is not None and owner not in (None, principal):
             raise not_found(self.turn.scope)
@@ -290,7 +290,7 @@ class Frame(Access):
         if turn.renewed is not None and turn.renewed.lost:
             self.check_open()
         own = self.own
-        return own if own.snapshot.complete else None
+        return own if own is not None and own.snapshot.complete else None
 
     async def buffer(self, scope: StateScope) -> Buffer:
         """Return the buffer of a state; another state than the turn's joins it at its present stamp.
