@@ -47,7 +47,9 @@ async def look(frame: Frame, scope: StateScope, at: At) -> Found:
     """Return a value with its version."""
     value = await frame.get(scope, at)
     buffer = await known(frame, scope)
-    return Found(value, _version(buffer, at), buffer.snapshot.parent)
+    stored = buffer.snapshot.parent
+    parent = frame.parents.get(scope, stored) if isinstance(frame, UnitFrame) else stored
+    return Found(value, _version(buffer, at), parent)
 
 
 def _version(buffer: Buffer, at: At) -> Stamp | None:

@@ -182,7 +182,7 @@ async def store_parent(routes: Routes, frame: Frame, scope: StateScope, parent: 
     if isinstance(frame, UnitFrame):
         buffer = await frame.writable(scope)
         buffer.touch(KEEP)
-        frame.turn.parents[scope] = parent
+        frame.parents[scope] = parent
     else:
         route: Route = routes.of(scope.kind)
         await route.store.commit_call(Part(scope=scope, parent=parent), route.settings)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from agentstate.errors import TurnClosedError
 from agentstate.manager.accessors import Accessors
-from agentstate.manager.unit import Unit, UnitFrame
+from agentstate.manager.unit import Unit
 from agentstate.state.record import Origin
 from agentstate.state.turn import new_id
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from agentstate.manager.face import AnyScope, Operations
+    from agentstate.manager.unit import UnitFrame
     from agentstate.scope import StateScope
 
 __all__ = ["Transaction"]
@@ -65,9 +66,7 @@ class Transaction(Accessors):
         if self._frame is not None:
             raise TurnClosedError("The transaction was begun already.", remedy="Make another one.")
         origin = Origin("transaction", turn=f"{new_id():016x}", actor=self.routes.principal or "", reason=self._reason)
-        unit = Unit(self.routes, origin)
-        assert isinstance(unit.frame, UnitFrame)
-        self._frame = unit.frame
+        self._frame = Unit(self.routes, origin).root
         return self
 
     async def __aexit__(
