@@ -8,7 +8,7 @@ from contextlib import closing
 
 from agentstate.scope import StateScope
 from agentstate.storage.protocol import Append, Check, LeaseRequest, Part, Put, Wants
-from agentstate.storage.sqlite.worker import Job
+from agentstate.storage.sqlite.jobs import Task
 
 A, B = StateScope.conversation("a"), StateScope.conversation("b")
 TURN = Wants(tails=(("history", 10),))
@@ -43,7 +43,7 @@ async def turn(storage, number, scope=A):
 
 async def ask(storage, sql, *values):
     """Return what the writing connection answers: another library in this process would drop its locks."""
-    return await storage._engine.write(Job(lambda connection: connection.execute(sql, values).fetchall()))
+    return await storage._engine.write(Task(lambda connection: connection.execute(sql, values).fetchall()))
 
 
 def rows(path, sql):

@@ -15,13 +15,14 @@ from agentstate.storage.sqlite.rows import State, load
 
 if TYPE_CHECKING:
     from agentstate.storage.sqlite.known import KnownStates
-    from agentstate.storage.sqlite.schema import Connection
+    from agentstate.storage.sqlite.pen import Pen
 
 __all__ = ["Conditions", "Found"]
 
 COUNTER_LIMIT: Final = 2**63
 FOUND: Final = (
-    "SELECT version, commit_id, expires, length(value), CASE typeof(value) WHEN 'integer' THEN value END "
+    "SELECT version, commit_id, expires, CASE typeof(value) WHEN 'integer' THEN 8 ELSE length(value) END, "
+    "CASE typeof(value) WHEN 'integer' THEN value END "
     "FROM entries WHERE scope = ? AND section = ? AND key = ?"
 )
 
@@ -29,37 +30,48 @@ FOUND: Final = (
 class Found(NamedTuple):
     """An entry as it stands. ``counter`` is ``None`` for bytes."""
 
-    version: int
-    commit_id: int
+    stamp: Stamp
     expires: float | None
-    length: int
+    size: int
     counter: int | None
-
-    def size(self, key: str) -> int:
-        """Return the bytes it counts for."""
-        return len(key) + (self.length if self.counter is None else 8)
 
     def live(self, now: float) -> bool:
         """Whether it has not expired."""
-        return self.expires is None or self.expires > now
+        return _live(self.expires, now)
+
+
+def _live(expires: float | None, now: float) -> bool:
+    return expires is None or expires > now
 
 
 class Conditions:
     """What a part of a commit demands, beside what is there."""
 
-    def __init__(
-        self, connection: Connection, known: KnownStates, part: Part, *, now: float, lease: Lease | None
-    ) -> None:
+    __slots__ = (
+        "_alive",
+        "_counters",
+        "_found",
+        "_fresh",
+        "_group",
+        "_now",
+        "_part",
+        "_pen",
+        "_state",
+    )
+
+    def __init__(self, pen: Pen, group: KnownStates, part: Part, *, now: float, lease: Lease | None) -> None:
         """Read what the part concerns. A state that expired under its holder's hands is still whole for it."""
-        self._db = connection
-        self._known = known
+        scope = part.scope
+        self._pen = pen
+        self._group = group
         self._part = part
         self._now = now
-        self._state = known.get(part.scope) or load(connection, part.scope) or State(part.scope)
-        held = lease is not None and lease.scope == part.scope and part.birth == self._state.birth
-        self._alive = self._state.alive(now) or (held and self._state.number != 0)
+        state = self._state = group.get(scope) or load(pen, scope) or State(scope)
+        if state.expires is None or state.expires > now:
+            self._alive = state.number != 0
+        else:
+            self._alive = lease is not None and lease.scope == scope and part.birth == state.birth != 0
         self._fresh = part.clear or not self._alive
-        self._sections = set(self._state.sections)
         self._found: dict[tuple[str, str], Found | None] = {}
         self._counters: dict[tuple[str, str], int] = {}
 
@@ -72,7 +84,7 @@ class Conditions:
             ValueTooLargeError: a counter leaves 64 bits, or there are too many labels.
         """
         part, scope = self._part, self._part.scope
-        stamp, birth = (self._state.stamp, self._state.birth) if self._alive else (None, 0)
+        birth = self._state.birth if self._alive else 0
         if part.birth is not ANY and part.birth != birth:
             raise ConflictError(
                 f"{scope} was dropped, expired or made anew since it was read.",
@@ -81,8 +93,10 @@ class Conditions:
                 found=birth,
                 what="birth",
             )
-        if not isinstance(part.base, Keep) and part.base != stamp:
-            raise self._conflict(part.base, stamp, "the state")
+        if not isinstance(part.base, Keep):
+            stamp = self._state.stamp if self._alive else None
+            if part.base != stamp:
+                raise self._conflict(part.base, stamp, "the state")
         for check in part.checks:
             found = self._check_stamp(check) if self._alive else None
             if found != check.stamp:
@@ -94,7 +108,7 @@ class Conditions:
             self._add_up()
         if not isinstance(part.labels, Keep) and len(part.labels) > MAX_LABELS:
             raise ValueTooLargeError(f"{scope} takes at most {MAX_LABELS} labels.", scope=scope)
-        if once is not None and self._alive and known_once(self._db, self._state, once.key, self._now) is not None:
+        if once is not None and self._alive and known_once(self._pen, self._state, once.key, self._now) is not None:
             raise ConflictError(f"{once.key!r} is done already in {scope}.", scope=scope, what="once")
 
     def _conflict(self, expected: Stamp | None, found: Stamp | None, what: str) -> ConflictError:
@@ -103,21 +117,33 @@ class Conditions:
         return ConflictError(said, scope=scope, expected=expected, found=found, what=what)
 
     def _check_stamp(self, check: Check) -> Stamp | None:
-        if check.kind == "entry":
-            found = self._find(check.name, check.key)
-            return Stamp(found.version, found.commit_id) if found is not None and found.live(self._now) else None
-        if check.kind == "section":
-            return self._state.sections.get(check.name)
-        log = self._state.logs.get(check.name)
+        kind, name, _, key = check
+        if kind == "entry":
+            if (entries := self._state.entries) is not None:
+                entry = entries.get((name, key))
+                return entry[1] if entry is not None and _live(entry.expires_at, self._now) else None
+            found = self._find((name, key))
+            return found.stamp if found is not None and found.live(self._now) else None
+        if kind == "section":
+            return self._state.sections.get(name)
+        log = self._state.logs.get(name)
         return log.stamp if log else None
 
-    def _find(self, section: str, key: str) -> Found | None:
-        at = (section, key)
+    def _find(self, at: tuple[str, str]) -> Found | None:
+        """Return an entry as it stood before this part."""
+        if (entries := self._state.entries) is not None:
+            entry = entries.get(at)
+            if entry is None:
+                return None
+            value, stamp, expires = entry
+            if isinstance(value, int):
+                return Found(stamp, expires, len(at[1]) + 8, value)
+            return Found(stamp, expires, len(at[1]) + len(value), None)
         if at not in self._found:
             row = None
-            if section in self._sections:
-                row = self._db.execute(FOUND, (self._state.number, section, key)).fetchone()
-            self._found[at] = None if row is None else Found(*row)
+            if at[0] in self._state.sections:
+                row = self._pen.execute(FOUND, (self._state.number, *at)).fetchone()
+            self._found[at] = None if row is None else Found(Stamp(row[0], row[1]), row[2], len(at[1]) + row[3], row[4])
         return self._found[at]
 
     def _check_edit(self, log: str, position: int, seq: int) -> None:
@@ -126,7 +152,7 @@ class Conditions:
         end = min([cut.position for cut in part.cuts if cut.log == log], default=position + 1)
         found, head = None, None if self._fresh else self._state.logs.get(log)
         if head is not None and first <= position < end and head.first <= position <= head.head:
-            row = self._db.execute("SELECT seq FROM items WHERE key = ?", (head.key(position),)).fetchone()
+            row = self._pen.execute("SELECT seq FROM items WHERE key = ?", (head.key(position),)).fetchone()
             found = None if row is None else row[0]
         if found != seq:
             raise ConflictError(
@@ -143,7 +169,7 @@ class Conditions:
         for section, key, by in part.increments:
             at = (section, key)
             if at not in self._counters:
-                found = None if self._fresh or at in gone else self._find(section, key)
+                found = None if self._fresh or at in gone else self._find(at)
                 live = found if found is not None and found.live(self._now) else None
                 if at in put or (live is not None and live.counter is None):
                     raise UnsupportedValueError(

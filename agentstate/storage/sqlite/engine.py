@@ -5,15 +5,21 @@ from __future__ import annotations
 import asyncio
 import os
 import weakref
-from typing import TYPE_CHECKING, Any, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 
 from agentstate.storage.oslock import MachineLocks
-from agentstate.storage.sqlite.worker import Job, Pace, Reader, Writer
+from agentstate.storage.sqlite.jobs import Task
+from agentstate.storage.sqlite.worker import Pace, Reader, Writer
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
 
+    from agentstate.scope import StateScope
+    from agentstate.storage.protocol import Snapshot, Wants
+    from agentstate.storage.sqlite.jobs import Job
+    from agentstate.storage.sqlite.options import SqliteOptions
     from agentstate.storage.sqlite.schema import Connection
 
 __all__ = ["Engine"]
@@ -32,23 +38,34 @@ class Engine:
 
     Attributes:
         ready: the file is open, and not closed again.
+        known: the read cache.
         locks: the turns of this file's states, once it was ready.
         forked: this process inherited it and can't use it.
     """
 
-    def __init__(self, path: Path, *, durable: bool, clock: Callable[[], float], allow_network_fs: bool) -> None:
+    def __init__(self, options: SqliteOptions, path: Path, clock: Callable[[], float]) -> None:
         """Start the threads; they open the file, or make it."""
 
         def make_locks() -> MachineLocks:
             # One file under two names has one directory of locks.
-            return MachineLocks(os.path.realpath(path) + LOCKS_SUFFIX, allow_network_fs=allow_network_fs, clock=clock)
+            return MachineLocks(
+                os.path.realpath(path) + LOCKS_SUFFIX, allow_network_fs=options.allow_network_fs, clock=clock
+            )
 
         self.ready = False
         self.forked = False
         self.locks: MachineLocks
         pace = Pace()
-        self.writer = Writer(path, pace, durable=durable, make_locks=make_locks, now=clock())
-        self.reader = Reader(path, pace, self.writer)
+        self.writer = Writer(
+            *(path, pace),
+            durable=options.durability == "full",
+            cache=options.cache_size,
+            page_cache=options.page_cache_size,
+            make_locks=make_locks,
+            now=clock(),
+        )
+        self.reader = Reader(path, pace, self.writer, page_cache=options.page_cache_size)
+        self.known = self.writer.known
         _engines.add(self)
         self.writer.start()
         self.reader.start()
@@ -61,12 +78,16 @@ class Engine:
 
     def read(self, work: Callable[[Connection], Result]) -> Awaitable[Result]:
         """Run ``work`` on the reading thread, in a read transaction."""
-        job: Job[Result, Result] = Job(work)
+        job = Task(work)
         result = job.awaited()
         self.reader.submit(job)
         return result
 
-    def write(self, job: Job[Any, Result]) -> Awaitable[Result]:
+    def look(self, scope: StateScope, wants: Wants, now: float, once: str | None) -> Awaitable[Snapshot]:
+        """Read a state on the reading thread; from then on it is known."""
+        return self.read(partial(self.reader.look, scope=scope, wants=wants, now=now, once=once))
+
+    def write(self, job: Job[Result]) -> Awaitable[Result]:
         """Run a job on the writing thread, in a write transaction."""
         result = job.awaited()
         self.writer.submit(job)
@@ -74,12 +95,12 @@ class Engine:
 
     def read_blocking(self, work: Callable[[Connection], Result]) -> Result:
         """Do as `read`, for a thread that may wait."""
-        job: Job[Result, Result] = Job(work)
+        job = Task(work)
         result = job.blocking()
         self.reader.submit(job)
         return result.result()
 
-    def write_blocking(self, job: Job[Any, Result]) -> Result:
+    def write_blocking(self, job: Job[Result]) -> Result:
         """Do as `write`, for a thread that may wait."""
         result = job.blocking()
         self.writer.submit(job)

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypedDict
 from urllib.parse import unquote
 
-from pydantic import BaseModel, field_validator
+from pydantic import BaseModel, Field, field_validator
 
-__all__ = ["DEFAULT_PATH", "SqliteOptions"]
+__all__ = ["DEFAULT_PATH", "MoreOptions", "SqliteOptions"]
 
 DEFAULT_PATH = "agentstate.db"
 URL_START = "sqlite:///"
+
+
+class MoreOptions(TypedDict, total=False):
+    """The options beside the file, as keyword arguments."""
+
+    durability: Literal["full", "normal"]
+    cache_size: int
+    page_cache_size: int
+    allow_network_fs: bool
 
 
 class SqliteOptions(BaseModel, extra="forbid", frozen=True):
@@ -21,11 +30,16 @@ class SqliteOptions(BaseModel, extra="forbid", frozen=True):
         url: ``sqlite:///relative.db`` (from the working directory) or ``sqlite:////absolute.db``.
         durability: ``full``: an acknowledged commit survives power loss; ``normal``: the death
             of the process.
+        cache_size: bytes of decoded states that this process keeps, so that reading a state that nobody
+            has changed since costs neither a thread nor a statement; 0 keeps none.
+        page_cache_size: bytes of the file's pages that SQLite keeps for each of its two connections.
         allow_network_fs: don't refuse a file on a network file system.
     """
 
     url: str = URL_START + DEFAULT_PATH
     durability: Literal["full", "normal"] = "full"
+    cache_size: int = Field(default=16 * 1024 * 1024, ge=0)
+    page_cache_size: int = Field(default=8 * 1024 * 1024, ge=0)
     allow_network_fs: bool = False
 
     @field_validator("url")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 import orjson
@@ -38,7 +39,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from agentstate.scope import StateScope
-    from agentstate.storage.sqlite.schema import Connection, Row
+    from agentstate.storage.sqlite.rows import Entries
+    from agentstate.storage.sqlite.schema import Connection, Row, Statements
 
 __all__ = [
     "failures",
@@ -51,6 +53,7 @@ __all__ = [
     "scan",
     "snapshot",
     "text_after",
+    "view",
 ]
 
 ENTRIES: Final = "SELECT section, key, value, version, commit_id, expires, crc FROM entries WHERE scope = ?"
@@ -77,24 +80,56 @@ FROM journal j LEFT JOIN scopes s ON s.number = j.scope LEFT JOIN tombstones t O
 WHERE j.place > ? ORDER BY j.place LIMIT ?"""
 
 
-def snapshot(connection: Connection, scope: StateScope, wants: Wants, now: float, once: str | None) -> Snapshot:
-    """Return what was wanted of a state."""
-    state = load(connection, scope)
+def snapshot(
+    connection: Statements, scope: StateScope, wants: Wants, now: float, once: str | None, was: State | None
+) -> tuple[Snapshot, State | None]:
+    """Return what was wanted of a state, and what is known of it thereby.
+
+    ``was`` is what was known before: as far as the state's row is the same, nothing else is read.
+    """
+    state = load(connection, scope, was)
     if state is None or not state.alive(now):
-        return Snapshot(scope=scope, now=now)
-    complete = state.entry_bytes <= wants.inline_bytes
-    entries = _entries(connection, state, wants, now) if complete else {}
-    for section, key in wants.keys:
-        if (section, key) not in entries and section in state.sections:
-            _collect(scope, connection.execute(ENTRY, (state.number, section, key)), entries, now)
-    logs = {name: log.view() for name, log in state.logs.items()}
+        return Snapshot(scope=scope, now=now), None
+    state = _completed(connection, state, wants)
+    found = view(state, wants, now, _asked(connection, state, wants) if state.entries is None else {})
+    if once is not None:
+        found.once = known_once(connection, state, once, now)
+    return found, state
+
+
+def _completed(connection: Statements, state: State, wants: Wants) -> State:
+    """Return a state of which everything wanted is known, but for entries that are too many."""
+    entries, logs = state.entries, state.logs.copy()
+    if entries is None and state.entry_bytes <= wants.inline_bytes:
+        entries = _entries(connection, state)
     for name, count in wants.tails:
-        log = state.logs.get(name)
-        if log is not None and count > 0:
+        log = logs.get(name)
+        if log is not None and len(log.items) < min(count, log.head - log.first + 1):
             first = max(log.first, log.head - count + 1)
-            logs[name] = log.view(items_of(scope, name, _rows(connection, log, first, log.head + 1), first, log.head))
+            rows = _rows(connection, log, first, log.head + 1)
+            logs[name] = replace(log, items=items_of(state.scope, name, rows, first, log.head))
+    return replace(state, entries=entries, logs=logs)
+
+
+def view(state: State, wants: Wants, now: float, asked: Entries) -> Snapshot:
+    """Return what is wanted of a state; ``asked`` are the entries of ``wants.keys`` when not all are known."""
+    if not state.alive(now):
+        return Snapshot(scope=state.scope, now=now)
+    sections, keys, tails, inline_bytes = wants
+    complete = state.entries is not None and state.entry_bytes <= inline_bytes
+    if state.entries is None:
+        found = asked
+    elif not complete:
+        found = {at: state.entries[at] for at in keys if at in state.entries}
+    elif sections is None:
+        found = state.entries.copy()
+    else:
+        found = {at: entry for at, entry in state.entries.items() if at[0] in sections or at in keys}
+    if expired := [at for at, (_, _, expires) in found.items() if expires is not None and expires <= now]:
+        found = {at: entry for at, entry in found.items() if at not in expired}
+    counts = dict(tails)
     return Snapshot(
-        scope=scope,
+        scope=state.scope,
         now=now,
         stamp=state.stamp,
         birth=state.birth,
@@ -104,39 +139,42 @@ def snapshot(connection: Connection, scope: StateScope, wants: Wants, now: float
         created_at=state.created,
         updated_at=state.updated,
         expires_at=state.expires,
-        entries=entries,
+        entries=found,
         complete=complete,
-        sections=state.sections,
-        logs=logs,
+        sections=state.sections.copy(),
+        logs={name: log.view(counts.get(name, 0)) for name, log in state.logs.items()},
         entry_bytes=state.entry_bytes,
-        once=known_once(connection, state, once, now) if once is not None else None,
     )
 
 
-def _entries(connection: Connection, state: State, wants: Wants, now: float) -> dict[tuple[str, str], Entry]:
-    found: dict[tuple[str, str], Entry] = {}
-    size = _collect(state.scope, connection.execute(ENTRIES, (state.number,)), found, now)
-    if size != state.entry_bytes:
+def _entries(connection: Statements, state: State) -> Entries:
+    found = _collect(state.scope, connection.execute(ENTRIES, (state.number,)))
+    sizes = [len(key) + (8 if isinstance(value, int) else len(value)) for (_, key), (value, _, _) in found.items()]
+    if sum(sizes) != state.entry_bytes:
         raise damaged(state.scope, "the count of its entries' bytes")
-    if wants.sections is None:
-        return found
-    return {at: entry for at, entry in found.items() if at[0] in wants.sections}
+    return found
 
 
-def _collect(scope: StateScope, rows: Iterable[Row], into: dict[tuple[str, str], Entry], now: float) -> int:
-    """Take the live entries in, and return the bytes of all, live or not."""
-    size = 0
+def _asked(connection: Statements, state: State, wants: Wants) -> Entries:
+    found: Entries = {}
+    for section, key in wants.keys:
+        if section in state.sections:
+            found |= _collect(state.scope, connection.execute(ENTRY, (state.number, section, key)))
+    return found
+
+
+def _collect(scope: StateScope, rows: Iterable[Row]) -> Entries:
+    """Return the entries of rows, the expired ones too."""
+    found: Entries = {}
     for section, key, value, version, commit_id, expires, crc in rows:
         stamp = Stamp(version, commit_id)
         if entry_crc(section, key, value, stamp, expires) != crc:
             raise damaged(scope, f"{section}/{key}")
-        size += len(key) + (8 if isinstance(value, int) else len(value))
-        if expires is None or expires > now:
-            into[section, key] = Entry(value, stamp, expires)
-    return size
+        found[section, key] = Entry(value, stamp, expires)
+    return found
 
 
-def known_once(connection: Connection, state: State, key: str, now: float) -> OnceRecord | None:
+def known_once(connection: Statements, state: State, key: str, now: float) -> OnceRecord | None:
     """Return what an idempotency key did, within its retention."""
     row = connection.execute(ONCE, (state.number, key, now - ONCE_SECONDS)).fetchone()
     if row is None:
@@ -177,7 +215,7 @@ def read_log(
     return LogPage(log.view(), items_of(scope, name, rows, low, high - 1))
 
 
-def _rows(connection: Connection, log: Log, start: int, end: int) -> list[Row]:
+def _rows(connection: Statements, log: Log, start: int, end: int) -> list[Row]:
     return connection.execute(RANGE, (log.key(start), log.key(end))).fetchall()
 
 
@@ -213,9 +251,8 @@ def scan(
     if cursor is not None:
         conditions.append("key > ?")
         values.append(cursor)
-    found: dict[tuple[str, str], Entry] = {}
     sql = f"{ENTRIES} AND {' AND '.join(conditions)} ORDER BY key LIMIT ?"
-    _collect(scope, connection.execute(sql, (*values, limit + 1)), found, now)
+    found = _collect(scope, connection.execute(sql, (*values, limit + 1)))
     page = [(key, entry) for (_, key), entry in found.items()]
     return EntryPage(tuple(page[:limit]), page[limit - 1][0] if len(page) > limit else None)
 

@@ -15,14 +15,26 @@ import orjson
 
 from agentstate.errors import DamagedStateError
 from agentstate.scope import StateScope
-from agentstate.storage.protocol import LogItem, LogView, ScopeInfo, Stamp
+from agentstate.storage.protocol import Entry, LogItem, LogView, ScopeInfo, Stamp
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from agentstate.storage.sqlite.schema import Connection, Row
+    from agentstate.storage.sqlite.schema import Row, Statements
 
-__all__ = ["Log", "State", "damaged", "entry_crc", "item_crc", "item_of", "items_of", "load", "record_crc", "scope_of"]
+__all__ = [
+    "Entries",
+    "Log",
+    "State",
+    "damaged",
+    "entry_crc",
+    "item_crc",
+    "item_of",
+    "items_of",
+    "load",
+    "record_crc",
+    "scope_of",
+]
 
 COLUMNS: Final = (
     "number, version, commit_id, birth, updated, expires, entry_bytes, heads, crc, created, owner, parent, labels"
@@ -34,9 +46,12 @@ UNIQUE: Final = 1
 SWEPT: Final = 2
 
 
+Entries = dict[tuple[str, str], Entry]
+
+
 @dataclass(slots=True)
 class Log:
-    """The head of a log."""
+    """The head of a log, and the items at its end as far as they are known."""
 
     number: int
     stamp: Stamp
@@ -44,19 +59,32 @@ class Log:
     head: int = 0
     next_seq: int = 1
     size: int = 0
+    items: tuple[LogItem, ...] = ()
 
     def key(self, position: int) -> int:
         """Return the key of the item at a position."""
         return (self.number << POSITION_BITS) + position
 
-    def view(self, items: tuple[LogItem, ...] = ()) -> LogView:
-        """Return it as callers see it."""
+    def view(self, count: int = 0) -> LogView:
+        """Return it as callers see it, with so many of the known items at its end."""
+        items = self.items
+        if count < len(items):
+            items = items[len(items) - count :]
         return LogView(self.first, self.head, self.next_seq, self.stamp, self.size, items)
 
 
 @dataclass(slots=True)
 class State:
-    """A state's row. ``number`` is 0 for a state that has none yet; ``once_count`` counts its keys ever."""
+    """A state, as far as it is known: at least its row.
+
+    Attributes:
+        number: 0 for a state that has no row.
+        once_count: how many idempotency keys it ever had.
+        heads: the text of the row's column.
+        entries: all its entries, the expired too; ``None``: not known.
+        epoch: of the read cache, see `KnownStates`.
+        weight: the bytes it takes there.
+    """
 
     scope: StateScope
     number: int = 0
@@ -73,6 +101,36 @@ class State:
     sections: dict[str, Stamp] = field(default_factory=dict[str, Stamp])
     logs: dict[str, Log] = field(default_factory=dict[str, Log])
     once_count: int = 0
+    heads: str = ""
+    entries: Entries | None = None
+    epoch: int = -1
+    weight: int = 0
+
+    def following(self, stamp: Stamp, now: float) -> State:
+        """Return the state after a commit, to be changed; its logs and entries are still shared."""
+        return State(
+            self.scope,
+            self.number,
+            stamp.version,
+            stamp.commit_id,
+            self.birth,
+            now,
+            self.expires,
+            self.entry_bytes,
+            self.created,
+            self.owner,
+            self.parent,
+            self.labels,
+            self.sections.copy(),
+            self.logs.copy(),
+            self.once_count,
+            entries=self.entries,
+        )
+
+    def same_as(self, row: Row) -> bool:
+        """Whether a row of `COLUMNS` is this state: whatever changes a state makes one of these another."""
+        told = (self.number, self.version, self.commit_id, self.expires, self.entry_bytes, self.heads)
+        return row[:3] + row[5:8] == told
 
     @property
     def stamp(self) -> Stamp:
@@ -105,7 +163,8 @@ class State:
             for name, log in self.logs.items()
         }
         sections = {name: tuple(stamp) for name, stamp in self.sections.items()}
-        return orjson.dumps({"s": sections, "l": logs, "o": self.once_count}).decode()
+        self.heads = orjson.dumps({"s": sections, "l": logs, "o": self.once_count}).decode()
+        return self.heads
 
     def pack_labels(self) -> str | None:
         """Return the labels as JSON."""
@@ -120,10 +179,14 @@ class State:
         return zlib.crc32(f"{self.owner!r} {self.parent!r} {self.pack_labels()}".encode(), told)
 
 
-def load(connection: Connection, scope: StateScope) -> State | None:
-    """Return the row of a state, expired or not."""
+def load(connection: Statements, scope: StateScope, was: State | None = None) -> State | None:
+    """Return the row of a state, expired or not; ``was`` itself, when that is still the row."""
     row = connection.execute(LOAD, (scope.tenant, scope.kind, scope.id)).fetchone()
-    return None if row is None else unpack(scope, row)
+    if row is None:
+        return None
+    if was is not None and was.same_as(row):
+        return was
+    return unpack(scope, row)
 
 
 def unpack(scope: StateScope, row: Row) -> State:
@@ -141,6 +204,7 @@ def unpack(scope: StateScope, row: Row) -> State:
             {name: Stamp(*stamp) for name, stamp in packed["s"].items()},
             {name: Log(line, Stamp(at, by), *rest) for name, (line, at, by, *rest) in packed["l"].items()},
             packed["o"],
+            heads,
         )
         if state.crc(heads) == crc:
             return state

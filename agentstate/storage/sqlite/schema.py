@@ -18,17 +18,16 @@ from agentstate.errors import ConfigError, DamagedStateError, MissingDependencyE
 from agentstate.storage.oserrors import from_os_error
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-__all__ = ["Connection", "Row", "connect", "driver", "prepare"]
+__all__ = ["Connection", "Row", "Statements", "connect", "driver", "prepare"]
 
 Row = tuple[Any, ...]
 
 APPLICATION_ID: Final = 0x61677374  # "agst"
 FORMAT: Final = 1
 BUSY_MS: Final = 10_000
-CACHE_KIB: Final = 8 * 1024
 OLDEST_SQLITE: Final = 3_051_003  # the WAL-reset bug is fixed there
 
 SCHEMA: Final = """
@@ -91,7 +90,23 @@ class Cursor(Protocol):
     def fetchall(self) -> list[Row]: ...
 
 
-class Connection(Protocol):
+class Statements(Protocol):
+    """What runs statements."""
+
+    def execute(self, sql: str, bindings: Sequence[object] = ..., /) -> Cursor:
+        """Run a statement."""
+        ...
+
+    def executemany(self, sql: str, bindings: Sequence[Sequence[object]], /) -> Cursor:
+        """Run a statement for each tuple of values."""
+        ...
+
+    def last_insert_rowid(self) -> int:
+        """Return the number of the row inserted last."""
+        ...
+
+
+class Connection(Statements, Protocol):
     """What is used of ``apsw.Connection``, whose own types don't pass strict checks."""
 
     @property
@@ -99,20 +114,13 @@ class Connection(Protocol):
         """Whether a transaction is open."""
         ...
 
-    def execute(self, sql: str, bindings: Sequence[object] = ..., /) -> Cursor:
-        """Run a statement."""
-        ...
-
-    def executemany(self, sql: str, bindings: Iterable[Sequence[object]], /) -> Cursor:
-        """Run a statement for each tuple of values."""
+    @property
+    def filename_wal(self) -> str:
+        """The path of the write-ahead log."""
         ...
 
     def pragma(self, name: str, value: object = ..., /) -> Any:
         """Ask or set a pragma."""
-        ...
-
-    def last_insert_rowid(self) -> int:
-        """Return the number of the row inserted last."""
         ...
 
     @property
@@ -137,7 +145,7 @@ class Connection(Protocol):
         ...
 
 
-def connect(path: Path, *, durable: bool, read_only: bool = False) -> Connection:
+def connect(path: Path, *, durable: bool, page_cache: int, read_only: bool = False) -> Connection:
     """Return a connection to the file, which is made, private to its owner, if it is missing.
 
     Raises:
@@ -159,12 +167,14 @@ def connect(path: Path, *, durable: bool, read_only: bool = False) -> Connection
     connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
     connection.config(apsw.SQLITE_DBCONFIG_DEFENSIVE, 1)
     connection.config(apsw.SQLITE_DBCONFIG_TRUSTED_SCHEMA, 0)
-    connection.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
-    connection.execute(f"PRAGMA mmap_size=0; PRAGMA cache_size=-{CACHE_KIB}")
+    connection.pragma("synchronous", "full" if durable else "normal")
+    connection.pragma("mmap_size", 0)
+    connection.pragma("cache_size", -max(page_cache // 1024, 1))
     if sys.platform == "darwin" and durable:
-        connection.execute("PRAGMA fullfsync=1; PRAGMA checkpoint_fullfsync=1")
+        connection.pragma("fullfsync", 1)
+        connection.pragma("checkpoint_fullfsync", 1)
     if read_only:
-        connection.execute("PRAGMA query_only=1")
+        connection.pragma("query_only", 1)
     opened: Connection = connection
     return opened
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from agentstate.scope import StateScope
-    from agentstate.storage.sqlite.schema import Connection
+    from agentstate.storage.sqlite.schema import Row, Statements
 
 __all__ = [
     "bury",
@@ -31,7 +31,7 @@ INSERT: Final = (
     "INSERT INTO scopes(number, tenant, kind, id, version, commit_id, birth, updated, expires, entry_bytes, heads, "
     "crc, created, owner, parent, labels, lineage) VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
-UPDATE: Final = (
+SAVE_HEADS: Final = (
     "UPDATE scopes SET version = ?, commit_id = ?, updated = ?, entry_bytes = ?, heads = ?, crc = ? WHERE number = ?"
 )
 BURY: Final = (
@@ -41,7 +41,7 @@ BURY: Final = (
 )
 
 
-def insert(connection: Connection, state: State) -> None:
+def insert(connection: Statements, state: State) -> None:
     """Write the row of a new state."""
     scope, heads = state.scope, state.pack_heads()
     row = (
@@ -53,14 +53,18 @@ def insert(connection: Connection, state: State) -> None:
     connection.execute(INSERT, row)
 
 
-def save_heads(connection: Connection, state: State) -> None:
+def save_heads(connection: Statements, state: State) -> None:
     """Rewrite what nearly every commit changes of a state's row."""
+    connection.execute(SAVE_HEADS, heads_row(state))
+
+
+def heads_row(state: State) -> Row:
+    """Return the values of `SAVE_HEADS`."""
     heads = state.pack_heads()
-    row = (state.version, state.commit_id, state.updated, state.entry_bytes, heads, state.crc(heads), state.number)
-    connection.execute(UPDATE, row)
+    return (state.version, state.commit_id, state.updated, state.entry_bytes, heads, state.crc(heads), state.number)
 
 
-def bury(connection: Connection, state: State, now: float, *, dropped: bool) -> None:
+def bury(connection: Statements, state: State, now: float, *, dropped: bool) -> None:
     """Remove a state. A tombstone keeps its version and its place in the feed; ``dropped`` tells the feed."""
     scope, number = state.scope, state.number
     row = (scope.tenant, scope.kind, scope.id, state.version, state.commit_id, now + TOMBSTONE_SECONDS)
@@ -87,18 +91,18 @@ def bury(connection: Connection, state: State, now: float, *, dropped: bool) -> 
         connection.execute("INSERT INTO journal(scope, version, at) VALUES(?, ?, ?)", drop)
 
 
-def forget_failures(connection: Connection, scope: StateScope) -> None:
+def forget_failures(connection: Statements, scope: StateScope) -> None:
     """Remove what failed turns of a state left."""
     connection.execute("DELETE FROM failures WHERE address = ?", (scope.text,))
 
 
-def expiring_before(connection: Connection, scopes: Sequence[StateScope], until: float) -> list[StateScope]:
+def expiring_before(connection: Statements, scopes: Sequence[StateScope], until: float) -> list[StateScope]:
     """Return those of the scopes whose state expires before a time."""
     sql = "SELECT 1 FROM scopes WHERE tenant = ? AND kind = ? AND id = ? AND expires < ?"
     return [at for at in scopes if connection.execute(sql, (at.tenant, at.kind, at.id, until)).fetchone() is not None]
 
 
-def prolong(connection: Connection, scope: StateScope, until: float) -> None:
+def prolong(connection: Statements, scope: StateScope, until: float) -> None:
     """Push the expiry of a state that has one, never back."""
     state = load(connection, scope)
     if state is not None and state.expires is not None and state.expires < until:
@@ -107,12 +111,12 @@ def prolong(connection: Connection, scope: StateScope, until: float) -> None:
         save_expiry(connection, state)
 
 
-def save_expiry(connection: Connection, state: State) -> None:
+def save_expiry(connection: Statements, state: State) -> None:
     """Write when a state expires; only when it changed, since an index hangs on it."""
     connection.execute("UPDATE scopes SET expires = ? WHERE number = ?", (state.expires, state.number))
 
 
-def remove_label(connection: Connection, state: State, name: str, value: str) -> None:
+def remove_label(connection: Statements, state: State, name: str, value: str) -> None:
     """Take a state out of the index of a label."""
     scope = state.scope
     sql = "DELETE FROM labels WHERE tenant = ? AND name = ? AND value = ? AND kind = ? AND id = ?"

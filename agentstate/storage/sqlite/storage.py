@@ -15,9 +15,9 @@ import time
 import weakref
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Self, TypeVar, Unpack
 
-from agentstate.errors import LeaseLostError, StateError, StorageClosedError, UnsupportedError
+from agentstate.errors import StateError, StorageClosedError, UnsupportedError
 from agentstate.storage.protocol import (
     Capabilities,
     Committed,
@@ -39,21 +39,24 @@ from agentstate.storage.protocol import (
     Wants,
 )
 from agentstate.storage.sqlite import listing, reading
-from agentstate.storage.sqlite.commit import Change
 from agentstate.storage.sqlite.engine import Engine
-from agentstate.storage.sqlite.options import DEFAULT_PATH, SqliteOptions
+from agentstate.storage.sqlite.jobs import CommitJob, Task
+from agentstate.storage.sqlite.known import CacheInfo
+from agentstate.storage.sqlite.options import DEFAULT_PATH, MoreOptions, SqliteOptions
 from agentstate.storage.sqlite.scopes import expiring_before, prolong
 from agentstate.storage.sqlite.sweep import BriefTurns, Sweep, add_failure, drop
-from agentstate.storage.sqlite.worker import Job
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from agentstate.scope import StateScope
+    from agentstate.storage.sqlite.known import KnownStates
+    from agentstate.storage.sqlite.pen import Pen
     from agentstate.storage.sqlite.schema import Connection
 
 __all__ = ["SqliteOptions", "SqliteStorage"]
 
+NO_CACHE = CacheInfo(0, 0, 0, 0, 0)
 UNKNOWN_HOLDER = "another process"
 
 Result = TypeVar("Result")
@@ -69,22 +72,19 @@ class SqliteStorage:
         self,
         path: Path | str = DEFAULT_PATH,
         *,
-        durability: Literal["full", "normal"] = "full",
         clock: Callable[[], float] = time.time,
-        allow_network_fs: bool = False,
+        **options: Unpack[MoreOptions],
     ) -> None:
         """Describe the storage; the file is opened, or made, on first use.
 
         Args:
             path: the file, counted from the working directory as it is now.
-            durability: see `SqliteOptions`.
             clock: seconds since the epoch.
-            allow_network_fs: see `SqliteOptions`.
+            options: those of `SqliteOptions` but ``url``.
         """
         self._path = Path(path).absolute()
-        self._durable = durability == "full"
+        self._options = SqliteOptions(**options)
         self._clock = clock
-        self._allow_network_fs = allow_network_fs
         self._starting = threading.Lock()
         self._engine: Engine | None = None
         self._closed = False
@@ -92,12 +92,9 @@ class SqliteStorage:
     @classmethod
     def from_options(cls, options: SqliteOptions, *, clock: Callable[[], float] | None = None) -> Self:
         """Return the storage that the options describe."""
-        return cls(
-            options.path,
-            durability=options.durability,
-            clock=clock or time.time,
-            allow_network_fs=options.allow_network_fs,
-        )
+        made = cls(options.path, clock=clock or time.time)
+        made._options = options
+        return made
 
     @property
     def location(self) -> str:
@@ -108,7 +105,7 @@ class SqliteStorage:
     def capabilities(self) -> Capabilities:
         """Shared by the processes of one machine; durable as configured."""
         return Capabilities(
-            durability="power" if self._durable else "process",
+            durability="power" if self._options.durability == "full" else "process",
             shared=True,
             leases="machine",
             atomic_scopes=True,
@@ -141,9 +138,7 @@ class SqliteStorage:
             )
         with self._starting:
             if self._engine is None:
-                self._engine = Engine(
-                    self._path, durable=self._durable, clock=self._clock, allow_network_fs=self._allow_network_fs
-                )
+                self._engine = Engine(self._options, self._path, self._clock)
                 weakref.finalize(self, self._engine.stop)
             engine = self._engine
         try:
@@ -166,12 +161,15 @@ class SqliteStorage:
         """Return when the file can be read."""
         await self._read(_look)
 
+    def cache_info(self) -> CacheInfo:
+        """Return what the read cache did and holds."""
+        return NO_CACHE if self._engine is None else self._engine.known.info()
+
     async def trace(self, tell: Callable[[str, str], None] | None) -> None:
         """Call ``tell("read" or "write", sql)`` for every statement from now on; ``None`` ends it."""
         engine = await self._open()
-        await engine.read(partial(_set_trace, "read", tell))
-        job: Job[None, None] = Job(partial(_set_trace, "write", tell), tracks=True)
-        await engine.write(job)
+        await engine.read(lambda _: _set_trace("read", tell, engine.reader.connection))
+        await engine.write(Task(lambda _: _set_trace("write", tell, engine.writer.connection)))
 
     async def _read(self, work: Callable[[Connection], Result]) -> Result:
         engine = await self._open()
@@ -188,7 +186,7 @@ class SqliteStorage:
         once: str | None = None,
         touch: float | None = None,
     ) -> Snapshot:
-        """See `Storage.read`. One hop, and none when another holds the turn."""
+        """See `Storage.read`. One hop; none when the state is known, or another holds the turn."""
         engine = self._engine
         if engine is None or not engine.ready:
             engine = await self._open()
@@ -198,8 +196,11 @@ class SqliteStorage:
             if taken == "waits":
                 holder = engine.locks.holder(scope.text) or Holder(UNKNOWN_HOLDER, now)
                 return Snapshot(scope=scope, now=now, holder=holder)
+        known = engine.known.look(scope, wants) if once is None else None
         try:
-            snapshot = await engine.read(partial(reading.snapshot, scope=scope, wants=wants, now=now, once=once))
+            snapshot = (
+                await engine.look(scope, wants, now, once) if known is None else reading.view(known, wants, now, {})
+            )
             if snapshot.expires_at is not None and (lease is not None or touch is not None):
                 await self._push_expiry(engine, snapshot, lease, touch)
         except BaseException:
@@ -220,7 +221,7 @@ class SqliteStorage:
         if lease is not None:
             until = max(until, now + lease.seconds)
         if until != before:
-            await engine.write(Job(_nothing, partial(_prolong, [snapshot.scope], until)))
+            await engine.write(Task(partial(_prolong, engine.known, [snapshot.scope], until)))
             snapshot.expires_at = until
 
     async def wait_turn(self, scope: StateScope, nonce: int, seconds: float) -> None:
@@ -243,30 +244,14 @@ class SqliteStorage:
         engine = self._engine
         if engine is None or not engine.ready:
             engine = await self._open()
-        locks, known = engine.locks, engine.writer.known
-
-        def check(connection: Connection) -> list[Change]:
-            if lease is not None and not locks.holds(lease.scope.text, lease.nonce):
-                raise LeaseLostError(
-                    f"The turn of {lease.scope} was given back already; nothing was stored.",
-                    scope=lease.scope,
-                    remedy="Run the handler again.",
-                )
-            now = self._clock()
-            changes = [Change(connection, known, part, now=now, lease=lease) for part in parts]
-            for number, change in enumerate(changes):
-                change.check(once if number == 0 else None)
-            return changes
-
-        def write(connection: Connection, changes: list[Change]) -> tuple[Committed, ...]:
-            del connection
-            return tuple([change.write(commit_id, None if n else once) for n, change in enumerate(changes)])
-
-        def settle(kept: bool) -> None:
-            if kept and release and lease is not None:
-                locks.leave(lease.scope.text, lease.nonce)
-
-        return await engine.write(Job(check, write, settle, tracks=True))
+        job = CommitJob(
+            *(parts, commit_id, lease, once),
+            release=release,
+            locks=engine.locks,
+            known=engine.known,
+            clock=self._clock,
+        )
+        return await engine.write(job)
 
     async def leave(self, scope: StateScope, nonce: int, *, failure: bytes | None = None) -> None:
         """See `Storage.leave`. Without a failure to keep it never waits."""
@@ -276,17 +261,12 @@ class SqliteStorage:
                 engine.locks.leave(scope.text, nonce)
             return
         engine = await self._open()
-        locks, now = engine.locks, self._clock()
-
-        def write(connection: Connection, plan: None) -> None:
-            del plan
-            add_failure(connection, scope, failure, now)
-
-        def settle(kept: bool) -> None:
-            del kept
-            locks.leave(scope.text, nonce)
-
-        await engine.write(Job(_nothing, write, settle))
+        await engine.write(
+            Task(
+                partial(add_failure, scope=scope, record=failure, now=self._clock()),
+                partial(engine.locks.leave, scope.text, nonce),
+            )
+        )
 
     def renew(self, leases: Sequence[Lease], seconds: float) -> Sequence[bool]:
         """See `Storage.renew`. A kernel lock needs no renewal; a state that would expire does."""
@@ -298,7 +278,7 @@ class SqliteStorage:
         scopes = [lease.scope for lease, is_held in zip(leases, held, strict=True) if is_held]
         found = engine.read_blocking(partial(expiring_before, scopes=scopes, until=until)) if scopes else []
         if found:
-            engine.write_blocking(Job(_nothing, partial(_prolong, found, until)))
+            engine.write_blocking(Task(partial(_prolong, engine.known, found, until)))
         return held
 
     # -- looking up ----------------------------------------------------------------------
@@ -351,41 +331,42 @@ class SqliteStorage:
     async def drop(self, scope: StateScope, *, stamp: Stamp | None = None) -> bool:
         """See `Storage.drop`."""
         engine = await self._open()
-        now, turns = self._clock(), BriefTurns(engine.locks, "drop")
+        now, turns, known = self._clock(), BriefTurns(engine.locks, "drop"), engine.known
 
-        def write(connection: Connection, plan: None) -> bool:
-            del plan
-            return drop(connection, scope, stamp, now, turns.take)
+        def write(pen: Pen) -> bool:
+            known.put(scope, None)
+            return drop(pen, scope, stamp, now, turns.take)
 
-        return await engine.write(Job(_nothing, write, turns.settle))
+        return await engine.write(Task(write, turns.settle))
 
     async def sweep(self, limit: int = 100) -> Swept:
         """See `Storage.sweep`."""
         engine = await self._open()
-        now, turns = self._clock(), BriefTurns(engine.locks, "sweep")
+        now, turns, known = self._clock(), BriefTurns(engine.locks, "sweep"), engine.known
 
-        def write(connection: Connection, plan: None) -> Swept:
-            del plan
-            return Sweep(connection, now, limit, turns.take).run()
+        def write(pen: Pen) -> Swept:
+            step = Sweep(pen, now, limit, turns.take)
+            swept = step.run()
+            for scope in (*swept.scopes, *step.changed):
+                known.put(scope, None)
+            return swept
 
-        return await engine.write(Job(_nothing, write, turns.settle))
-
-
-def _nothing(connection: Connection) -> None:
-    """Check nothing: the write decides by itself."""
+        return await engine.write(Task(write, turns.settle))
 
 
 def _look(connection: Connection) -> None:
     connection.execute("SELECT value FROM meta LIMIT 1").fetchall()
 
 
-def _prolong(scopes: Sequence[StateScope], until: float, connection: Connection, plan: None) -> None:
-    del plan
+def _prolong(known: KnownStates, scopes: Sequence[StateScope], until: float, pen: Pen) -> None:
     for scope in scopes:
-        prolong(connection, scope, until)
+        known.put(scope, None)
+        prolong(pen, scope, until)
 
 
-def _set_trace(kind: str, tell: Callable[[str, str], None] | None, connection: Connection) -> None:
+def _set_trace(kind: str, tell: Callable[[str, str], None] | None, connection: Connection | None) -> None:
+    assert connection is not None
+
     def trace(cursor: object, sql: str, bindings: object) -> bool:
         del cursor, bindings
         if tell is not None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from agentstate.scope import StateScope
     from agentstate.storage.oslock import MachineLocks
-    from agentstate.storage.sqlite.schema import Connection
+    from agentstate.storage.sqlite.schema import Statements
 
 __all__ = ["BriefTurns", "Sweep", "add_failure", "drop"]
 
@@ -41,7 +41,7 @@ DELETE FROM failures WHERE number IN
 
 
 def drop(
-    connection: Connection, scope: StateScope, stamp: Stamp | None, now: float, free: Callable[[StateScope], bool]
+    connection: Statements, scope: StateScope, stamp: Stamp | None, now: float, free: Callable[[StateScope], bool]
 ) -> bool:
     """Remove a live state if its stamp is that one and its turn is free. Return whether it was removed."""
     state = load(connection, scope)
@@ -51,7 +51,7 @@ def drop(
     return True
 
 
-def add_failure(connection: Connection, scope: StateScope, record: bytes, now: float) -> None:
+def add_failure(connection: Statements, scope: StateScope, record: bytes, now: float) -> None:
     """Keep what a failed turn left, and forget what is too old or too much."""
     address = scope.text
     row = (address, now, record, record_crc(record, str(now)))
@@ -81,9 +81,8 @@ class BriefTurns:
         self._locks.leave(scope.text, self._nonce)
         return False
 
-    def settle(self, kept: bool) -> None:
+    def settle(self) -> None:
         """Give all back; to be called when the transaction has ended, however it did."""
-        del kept
         for scope in self._taken:
             self._locks.leave(scope.text, self._nonce)
 
@@ -91,7 +90,7 @@ class BriefTurns:
 class Sweep:
     """One bounded step of removing what has expired."""
 
-    def __init__(self, connection: Connection, now: float, limit: int, free: Callable[[StateScope], bool]) -> None:
+    def __init__(self, connection: Statements, now: float, limit: int, free: Callable[[StateScope], bool]) -> None:
         """``free`` takes the turn of a scope for the time of the step, and says whether it could."""
         self._db = connection
         self._now = now
@@ -109,6 +108,11 @@ class Sweep:
                 save_heads(self._db, state)
         self._forget_old()
         return Swept(scopes, entries, items, done=len(scopes) + entries + items < self._limit)
+
+    @property
+    def changed(self) -> list[StateScope]:
+        """The states of which entries or items were removed."""
+        return [state.scope for state in self._states.values() if state is not None]
 
     def _expired_scopes(self) -> Iterator[StateScope]:
         left = self._limit

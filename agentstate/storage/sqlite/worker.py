@@ -18,120 +18,39 @@ When the engine fails, the group is undone and its members run again, each alone
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from concurrent.futures import Future as BlockingFuture
 from contextlib import suppress
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
 from agentstate.errors import StateError, StorageClosedError
+from agentstate.storage.sqlite import reading
 from agentstate.storage.sqlite.errors import from_engine
+from agentstate.storage.sqlite.jobs import deliver
 from agentstate.storage.sqlite.known import KnownStates
+from agentstate.storage.sqlite.pen import Pen
 from agentstate.storage.sqlite.schema import connect, driver, prepare
+from agentstate.storage.sqlite.walindex import WalIndex
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    import asyncio
+    from collections.abc import Callable
     from pathlib import Path
 
+    from agentstate.scope import StateScope
     from agentstate.storage.oslock import MachineLocks
+    from agentstate.storage.protocol import Snapshot, Wants
+    from agentstate.storage.sqlite.jobs import Job
+    from agentstate.storage.sqlite.rows import State
     from agentstate.storage.sqlite.schema import Connection
 
-__all__ = ["BACKSTOP_SECONDS", "Job", "Pace", "Reader", "Writer"]
+__all__ = ["BACKSTOP_SECONDS", "Pace", "Reader", "Writer"]
 
 MOST_TOGETHER: Final = 256
 BATON_SECONDS: Final = 0.005
 BACKSTOP_SECONDS: Final = 10.0
 RESTART_EVERY: Final = 1000
-
-Result = TypeVar("Result")
-Plan = TypeVar("Plan")
-
-
-class Job(Generic[Plan, Result]):
-    """A whole read or a whole commit on its way to a thread and back."""
-
-    __slots__ = ("check", "error", "future", "loop", "result", "settle", "tracks", "write")
-
-    def __init__(
-        self,
-        check: Callable[[Connection], Plan],
-        write: Callable[[Connection, Plan], Result] | None = None,
-        settle: Callable[[bool], None] | None = None,
-        *,
-        tracks: bool = False,
-    ) -> None:
-        """Describe the work.
-
-        Args:
-            check: reads; whatever it raises concerns this job only. What it returns is the
-                result of a job without ``write``.
-            write: writes, after ``check`` and in its transaction.
-            settle: called on the thread when the transaction has ended: was this job's part kept?
-            tracks: ``write`` keeps the writer's `KnownStates` up to date.
-        """
-        self.check = check
-        self.write = write
-        self.settle = settle
-        self.tracks = tracks
-        self.result: Any = None
-        self.error: Exception | None = None
-        self.loop: asyncio.AbstractEventLoop | None = None
-        self.future: asyncio.Future[Result] | BlockingFuture[Result]
-
-    def awaited(self) -> Awaitable[Result]:
-        """Return what the caller's coroutine awaits."""
-        self.loop = asyncio.get_running_loop()
-        future: asyncio.Future[Result] = self.loop.create_future()
-        self.future = future
-        return future
-
-    def blocking(self) -> BlockingFuture[Result]:
-        """Return what a caller on a thread of its own waits for."""
-        self.future = BlockingFuture()
-        return self.future
-
-    def run(self, connection: Connection) -> None:
-        """Do the work inside a transaction; only an error of ``check`` of our own kind is this job's alone."""
-        self.result, self.error = None, None
-        try:
-            plan = self.check(connection)
-        except StateError as error:
-            self.error = error
-        else:
-            self.result = plan if self.write is None else self.write(connection, plan)
-
-    def abandoned(self) -> bool:
-        """Whether nobody waits for the result any more."""
-        return self.future.cancelled()
-
-    def finish(self) -> None:
-        """Tell whoever waits, on their own loop."""
-        if self.future.cancelled():
-            return
-        if self.error is not None:
-            self.future.set_exception(self.error)
-        else:
-            self.future.set_result(self.result)
-
-
-def deliver(jobs: list[Job[Any, Any]]) -> None:
-    """Tell all who wait, waking each loop once."""
-    loops: dict[asyncio.AbstractEventLoop, list[Job[Any, Any]]] = {}
-    for job in jobs:
-        if job.loop is None:
-            job.finish()
-        else:
-            loops.setdefault(job.loop, []).append(job)
-    for loop, done in loops.items():
-        # A loop that was closed meanwhile has nobody left to tell.
-        with suppress(RuntimeError):
-            loop.call_soon_threadsafe(_finish_all, done)
-
-
-def _finish_all(jobs: list[Job[Any, Any]]) -> None:
-    for job in jobs:
-        job.finish()
 
 
 class Pace:
@@ -156,8 +75,9 @@ class _Worker:
         self.ended: BlockingFuture[None] = BlockingFuture()
         self._path = path
         self._pace = pace
-        self._queue: SimpleQueue[list[Job[Any, Any]] | None] = SimpleQueue()
-        self._passes: dict[asyncio.AbstractEventLoop, list[Job[Any, Any]]] = {}
+        self._index = WalIndex.use(path)
+        self._queue: SimpleQueue[list[Job[Any]] | None] = SimpleQueue()
+        self._passes: dict[asyncio.AbstractEventLoop, list[Job[Any]]] = {}
         self._ended = False
         self._failure: Exception | None = None
         self._thread = threading.Thread(target=self._run, name=f"agentstate-sqlite-{name}", daemon=True)
@@ -166,7 +86,7 @@ class _Worker:
         """Begin; the file is opened on the thread."""
         self._thread.start()
 
-    def submit(self, job: Job[Any, Any]) -> None:
+    def submit(self, job: Job[Any]) -> None:
         """Hand a job over: at once, or with what else this pass of a busy event loop brings."""
         loop = job.loop
         if loop is None or self._pace.together <= 1:
@@ -183,7 +103,7 @@ class _Worker:
     def _end_pass(self, loop: asyncio.AbstractEventLoop) -> None:
         self._put(self._passes.pop(loop, []))
 
-    def _put(self, jobs: list[Job[Any, Any]]) -> None:
+    def _put(self, jobs: list[Job[Any]]) -> None:
         self._queue.put(jobs)
         if self._ended:
             self._refuse_rest()
@@ -201,13 +121,14 @@ class _Worker:
             pass
         self._shut()
         self.connection = None
+        self._index.done()
         self._ended = True
         self._refuse_rest()
         self.ended.set_result(None)
 
     def _serve_next(self) -> bool:
         """Serve what waits, at least one job. Return whether to go on."""
-        batch: list[Job[Any, Any]] = []
+        batch: list[Job[Any]] = []
         jobs = self._queue.get()
         while jobs is not None:
             batch += jobs
@@ -222,8 +143,7 @@ class _Worker:
                 failure = from_engine(error, self._path, self.connection)
         for one in batch:
             one.error = failure or one.error
-            if one.settle is not None:
-                one.settle(one.error is None)
+            one.settle(kept=one.error is None)
         self._pace.together = len(batch)
         deliver(batch)
         self._after(len(batch))
@@ -240,7 +160,7 @@ class _Worker:
     def _open(self) -> Connection:
         raise NotImplementedError
 
-    def _serve(self, connection: Connection, batch: list[Job[Any, Any]]) -> None:
+    def _serve(self, connection: Connection, batch: list[Job[Any]]) -> None:
         raise NotImplementedError
 
     def _after(self, served: int) -> None:
@@ -254,16 +174,27 @@ class _Worker:
 class Reader(_Worker):
     """Serves reads. In WAL mode they never wait for a writer's fsync."""
 
-    def __init__(self, path: Path, pace: Pace, writer: Writer) -> None:
+    def __init__(self, path: Path, pace: Pace, writer: Writer, *, page_cache: int) -> None:
         """``writer`` opens the file first: it makes the layout."""
         super().__init__(path, "reader", pace)
         self._writer = writer
+        self._page_cache = page_cache
+        self._head: bytes | None = None
+        self._found: list[tuple[State, bool]] = []
+
+    def look(self, connection: Connection, scope: StateScope, wants: Wants, now: float, once: str | None) -> Snapshot:
+        """Read a state, and let it be known from now on; a job for this thread."""
+        was = self._writer.known.was(scope)
+        snapshot, known = reading.snapshot(connection, scope, wants, now, once, was)
+        if known is not None:
+            self._found.append((known, was is not None and known.heads is was.heads))
+        return snapshot
 
     def _open(self) -> Connection:
         self._writer.opened.result()
-        return connect(self._path, durable=False, read_only=True)
+        return connect(self._path, durable=False, page_cache=self._page_cache, read_only=True)
 
-    def _serve(self, connection: Connection, batch: list[Job[Any, Any]]) -> None:
+    def _serve(self, connection: Connection, batch: list[Job[Any]]) -> None:
         taken = self._pace.baton.acquire(timeout=BATON_SECONDS)
         try:
             for job in batch:
@@ -275,14 +206,22 @@ class Reader(_Worker):
             if taken:
                 self._pace.baton.release()
 
-    def _read(self, connection: Connection, job: Job[Any, Any]) -> None:
+    def _read(self, connection: Connection, job: Job[Any]) -> None:
+        begins = not connection.in_transaction
         try:
-            if not connection.in_transaction:
+            if begins:
+                self._head = self._index.head()
                 connection.execute("BEGIN")
             job.run(connection)
         except Exception as error:  # noqa: BLE001 - handed to the caller
             job.error = from_engine(error, self._path, connection)
             _undo(connection)
+        if begins and self._index.head() != self._head:
+            # Somebody committed while this transaction began: it may see the file before or after.
+            self._head = None
+        if self._found:
+            self._writer.known.learn(self._head, self._found)
+            self._found.clear()
 
 
 class Writer(_Worker):
@@ -294,6 +233,8 @@ class Writer(_Worker):
         pace: Pace,
         *,
         durable: bool,
+        cache: int,
+        page_cache: int,
         make_locks: Callable[[], MachineLocks],
         now: float,
     ) -> None:
@@ -304,16 +245,18 @@ class Writer(_Worker):
         self._make_locks = make_locks
         self._now = now
         self._locks: MachineLocks | None = None
+        self._page_cache = page_cache
         self._groups = 0
-        self.known = KnownStates()
+        self.known = KnownStates(cache, self._index)
 
     def _open(self) -> Connection:
         try:
             self._locks = locks = self._make_locks()
             with locks.exclusive("writer", BACKSTOP_SECONDS):
-                connection = connect(self._path, durable=self._durable)
+                connection = connect(self._path, durable=self._durable, page_cache=self._page_cache)
                 try:
                     prepare(connection, self._path, self._now)
+                    self._index.map()
                 except BaseException:
                     connection.close()
                     raise
@@ -324,7 +267,7 @@ class Writer(_Worker):
         self.opened.set_result(locks)
         return connection
 
-    def _serve(self, connection: Connection, batch: list[Job[Any, Any]]) -> None:
+    def _serve(self, connection: Connection, batch: list[Job[Any]]) -> None:
         if not batch:
             return
         with self.opened.result().exclusive("writer", BACKSTOP_SECONDS):
@@ -335,26 +278,27 @@ class Writer(_Worker):
                 for job in batch:
                     job.error = self._transact(connection, [job]) or job.error
 
-    def _transact(self, connection: Connection, jobs: list[Job[Any, Any]]) -> Exception | None:
+    def _transact(self, connection: Connection, jobs: list[Job[Any]]) -> Exception | None:
         """Run jobs in one transaction. Return what undid it, if anything did."""
         try:
             connection.execute("BEGIN IMMEDIATE")
             taken = self._pace.baton.acquire(timeout=BATON_SECONDS)
             try:
-                self.known.begin(connection)
+                self.known.begin()
+                pen = Pen(connection)
                 for job in jobs:
-                    job.run(connection)
-                    if not job.tracks:
-                        self.known.forget()
+                    job.run(pen)
+                pen.flush()
             finally:
                 if taken:
                     self._pace.baton.release()
             connection.execute("COMMIT")
         except Exception as error:  # noqa: BLE001 - handed to the callers
             failure = from_engine(error, self._path, connection)
-            self.known.forget()
+            self.known.end(kept=False)
             _undo(connection)
             return failure
+        self.known.end(kept=True)
         return None
 
     def _after(self, served: int) -> None:
