@@ -23,6 +23,21 @@ def valkey_server():
         yield server
 
 
+@pytest.fixture(scope="session")
+def postgres_server():
+    """This test process's PostgreSQL server; don't kill, configure or empty it."""
+    from tests.postgres import PostgresServer
+
+    with PostgresServer() as server:
+        yield server
+
+
+@pytest.fixture
+def postgres_schema():
+    """A schema of this test's own."""
+    return f"test_{next(_numbers)}"
+
+
 @pytest.fixture
 def valkey_prefix():
     """A key prefix of this test's own."""

@@ -30,11 +30,13 @@ GROUP: Final = "agentstate.storage"
 BUILT_IN: Final = {
     "file": "agentstate.storage.file:FileStorage",
     "memory": "agentstate.storage.memory:MemoryStorage",
+    "postgresql": "agentstate.storage.postgresql:PostgresqlStorage",
     "sqlite": "agentstate.storage.sqlite:SqliteStorage",
     "valkey": "agentstate.storage.valkey:ValkeyStorage",
 }
 SCHEMES: Final = {
     **{name: name for name in BUILT_IN},
+    "postgres": "postgresql",
     **dict.fromkeys(("valkeys", "redis", "rediss", "valkey+cluster", "valkey+sentinel", "unix"), "valkey"),
 }
 ADVICE: Final = {
