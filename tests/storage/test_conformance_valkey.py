@@ -1,7 +1,5 @@
 """The Valkey backend keeps the contract of storages, on a real server."""
 
-import random
-
 import pytest
 
 from agentstate.scope import StateScope
@@ -17,12 +15,18 @@ LOSSES = (
     ("DEL", "log:history"),
     ("RPOP", "log:history"),
     ("LPOP", "log:history"),
+    ("SET", "state", "nonsense"),
+    ("SET", "entries", "nonsense"),
+    ("SET", "keys", "nonsense"),
+    ("SET", "log:history", "nonsense"),
+    ("SET", "journal", "nonsense"),
 )
 MESSES = (
-    ("HSET", "state", "bytes", "nonsense"),
-    ("HSET", "state", "version", "nonsense"),
+    ("HSET", "state", "head", "nonsense"),
+    ("HSET", "state", "turn", "nonsense"),
+    ("HSET", "state", "expires", "nonsense"),
+    ("HSET", "state", "section:variables", "nonsense"),
     ("HSET", "state", "log:history", "nonsense"),
-    ("HSET", "state", "commit", "nonsense"),
     ("HSET", "entries", "#variables/k2", "nonsense"),
     ("HSET", "entries", "variables/n", "nonsense"),
     ("LSET", "log:history", 2, "nonsense"),
@@ -48,7 +52,8 @@ class TestValkey(StorageConformance):
         """Take something of a state away, or put nonsense in its place."""
 
         def spoil(scope: StateScope, how: str, seed: int) -> str:
-            command, what, *rest = random.Random(seed).choice(LOSSES if how == "cut" else MESSES)
+            choices = LOSSES if how == "cut" else MESSES
+            command, what, *rest = choices[seed % len(choices)]
             key = f"{valkey_prefix}{{{scope.partition(256)}}}{what}:{scope.text}"
             assert valkey_server.ask("EXISTS", key) == 1, f"there is no {key} to damage"
             valkey_server.ask(command, key, *rest)

@@ -333,7 +333,7 @@ class TestNeighbours:
         assert server.ask("HGET", entries, "variables/name") == b'{"first":"Ada"}'
         assert server.ask("HGET", entries, "variables/visits") == b"7"
         (item,) = server.ask("LRANGE", f"{KEY}log:history:conversation:c-1", -10, -1)
-        assert item == b'1 - - m-1 {"role":"user"}'
+        assert item == b'1 - m-1 {"role":"user"}'
 
     async def test_slots(self, opened, server):
         """All keys of a state, its indexes and its feed have one hash tag, so one slot of a cluster."""

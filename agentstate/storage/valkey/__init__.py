@@ -7,8 +7,8 @@ address modulo 256. Values stand as they were given, so plain JSON is readable:
 =====================================  ======================================================
 ``state:conversation:c-1``             hash: version, owner, times, heads of logs, the turn
 ``entries:conversation:c-1``           hash: ``variables/name`` is the value and
-                                       ``#variables/name`` its stamp, kind, size, expiry
-``log:history:conversation:c-1``       list of items: ``<seq> <expires> <u|-><n> <id> <value>``
+                                       ``#variables/name`` its stamp, size, kind, expiry
+``log:history:conversation:c-1``       list of items: ``<seq> - <id> <value>``
 ``journal:conversation:c-1``           list of commits: stamp, time, what was appended, the record
 ``keys:``, ``unique:``, ``known:``,    order of the keys, items by unique id, commits known,
 ``once:``, ``failures:``               idempotency keys, failed turns

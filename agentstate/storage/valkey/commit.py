@@ -44,7 +44,7 @@ async def commit_part(here: LoopConnections, key: bytes, part: Part, commit_id: 
         StateError: see `Storage.commit`.
     """
     reply = await _decide(here, key, part, commit_id, call)
-    if reply[0] in (b"ok", b"dropped", b"again"):
+    if type(reply) is bytes:
         return committed_of(part.scope, reply, commit_id, call.logs, call.counters)
     raise _refusal(part, reply, call)
 
@@ -121,8 +121,8 @@ def _name(field: bytes) -> str:
 
 
 def _entry(call: CommitCall, number: str) -> str:
-    section, _, key = call.fields[int(number) - 1][1:].partition("/")
-    return f"{plain_name(section.encode())}/{key}"
+    section, _, key = call.fields[int(number) - 1][1:].partition(b"/")
+    return f"{plain_name(section)}/{key.decode()}"
 
 
 def _conflict(part: Part, said: list[str], reply: list[Any], call: CommitCall) -> ConflictError:

@@ -6,7 +6,7 @@ Whatever can't be read is a `DamagedStateError`: it was not written by `commit.l
 from __future__ import annotations
 
 from functools import lru_cache, partial, wraps
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 from urllib.parse import unquote
 
 from agentstate.errors import DamagedStateError
@@ -21,7 +21,6 @@ from agentstate.storage.protocol import (
     Snapshot,
     Stamp,
 )
-from agentstate.storage.valkey.encode import name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -104,36 +103,33 @@ def labels_of(raw: bytes | None) -> dict[str, str]:
 
 def log_view(raw: bytes, tail: list[bytes] | None = None, now: float = 0.0) -> LogView:
     """Return the head of a log from its record, with its last items."""
-    first, last, next_seq, size, stamp = raw.split(b" ")
+    stamp, first, last, next_seq, size = raw.split(b" ")
     head = int(last)
     items = _tail(tail, head, now) if tail else ()
     return LogView(int(first), head, int(next_seq), stamp_of(stamp), int(size), items)
 
 
-def item_id_of(raw: bytes) -> str:
-    """Return the id that `item_id` encoded."""
-    return unquote(raw.decode(), errors="strict") if b"%" in raw else raw.decode()
-
-
 def log_item(raw: bytes, position: int, now: float | None) -> LogItem:
     """Return an item; one that has expired by ``now`` is empty, as if it had been swept."""
-    seq, expires, _, identifier, value = raw.split(b" ", 4)
+    seq, marks, identifier, value = raw.split(b" ", 3)
+    escaped, expires = b"%" in marks, marks.lstrip(b"u%")
+    item_id = unquote(identifier.decode(), errors="strict") if escaped else identifier.decode()
     if expires == b"-":
-        return LogItem(int(seq), position, item_id_of(identifier), value, None)
+        return LogItem(int(seq), position, item_id, value, None)
     expires_at = float(expires)
     gone = now is not None and expires_at <= now
-    return LogItem(int(seq), position, item_id_of(identifier), b"" if gone else value, expires_at)
+    return LogItem(int(seq), position, item_id, b"" if gone else value, expires_at)
 
 
 def entry_of(value: bytes, about: bytes, now: float) -> Entry | None:
     """Return an entry that hasn't expired by ``now``."""
-    stamp, kind, size = about.split(b" ", 2)
+    stamp, _, kind = about.split(b" ")
     expires_at = None
-    if b" " in size:
-        expires_at = float(size.partition(b" ")[2])
+    if len(kind) > 1:
+        expires_at = float(kind[1:])
         if expires_at <= now:
             return None
-    return Entry(int(value) if kind == b"n" else value, stamp_of(stamp), expires_at)
+    return Entry(int(value) if kind[:1] == b"n" else value, stamp_of(stamp), expires_at)
 
 
 def _entries(flat: list[bytes], wants: Wants, now: float) -> dict[tuple[str, str], Entry]:
@@ -173,54 +169,57 @@ def snapshot_of(
     scope: StateScope, reply: list[Any], wants: Wants, request: LeaseRequest | None, once: str | None, retention: float
 ) -> Snapshot:
     """Return what ``read.lua`` replied."""
-    now = float(reply[0])
-    if reply[1] == b"held":
-        return Snapshot(scope=scope, now=now, holder=Holder(reply[2].decode(), float(reply[3])))
-    if reply[1] == b"damaged":
-        raise lacking(scope, reply[2])
-    lease = None
+    if reply[0] == b"held":
+        return Snapshot(scope=scope, now=float(reply[1]), holder=Holder(reply[3].decode(), float(reply[2])))
+    if reply[0] == b"damaged":
+        raise lacking(scope, reply[1])
+    said, expires, *lent = reply[0].split()
+    now, lease = float(said), None
     if request is not None:
-        counter, until = reply[1].split(b" ")
+        counter, until = lent
         lease = Lease(scope, request.nonce, int(counter), float(until))
-    if len(reply) == 2:  # noqa: PLR2004 - an absent state has no more to say
+    if len(reply) == 1:
         return Snapshot(scope=scope, now=now, lease=lease)
-    _, _, expires, flat, entries, tails, raw_once = reply
+    _, flat, entries, raw_once, *tails = reply
     record = record_of(flat)
     sections, logs = heads_of(record, {log: items for (log, _), items in zip(wants.tails, tails, strict=True)}, now)
     known = once_of(scope, once, raw_once) if once is not None and raw_once is not None else None
-    stamp, updated, size = head_of(record[b"head"])
-    birth, created = born_of(record[b"born"])
+    head = head_of(record[b"head"])
     return Snapshot(
         scope=scope,
         now=now,
-        stamp=stamp,
-        birth=birth,
+        stamp=head.stamp,
+        birth=head.birth,
         owner=text_of(record.get(b"owner")),
         parent=text_of(record.get(b"parent")),
         labels=labels_of(record.get(b"labels")),
-        created_at=created,
-        updated_at=updated,
-        expires_at=time_of(expires),
+        created_at=head.created,
+        updated_at=head.updated,
+        expires_at=None if expires == b"-" else float(expires),
         entries=_entries(entries, wants, now),
-        complete=size <= wants.inline_bytes,
+        complete=head.size <= wants.inline_bytes,
         sections=sections,
         logs=logs,
-        entry_bytes=size,
+        entry_bytes=head.size,
         lease=lease,
         once=known if known is not None and known.at > now - retention else None,
     )
 
 
-def head_of(raw: bytes) -> tuple[Stamp, float, int]:
-    """Return stamp, time of the last change and entry bytes from a record's head."""
-    stamp, updated, size = raw.split(b" ")
-    return stamp_of(stamp), float(updated), int(size)
+class Head(NamedTuple):
+    """What the head of a record says. ``size`` is the bytes of the entries."""
+
+    stamp: Stamp
+    updated: float
+    size: int
+    birth: int
+    created: float
 
 
-def born_of(raw: bytes) -> tuple[int, float]:
-    """Return birth and time of creation."""
-    birth, created = raw.split(b" ")
-    return int(birth, 16), float(created)
+def head_of(raw: bytes) -> Head:
+    """Return the head of a record."""
+    stamp, updated, size, birth, created = raw.split(b" ")
+    return Head(stamp_of(stamp), float(updated), int(size), int(birth, 16), float(created))
 
 
 def heads_of(
@@ -244,8 +243,8 @@ def _tail(items: list[bytes], head: int, now: float) -> tuple[LogItem, ...]:
     position = head - len(items)
     for raw in items:
         position += 1
-        seq, expires, _, identifier, value = raw.split(b" ", 4)
-        if expires == b"-" and b"%" not in identifier:
+        seq, marks, identifier, value = raw.split(b" ", 3)
+        if marks == b"-":
             found.append(_log_item((int(seq), position, identifier.decode(), value, None)))
         else:
             found.append(log_item(raw, position, now))
@@ -254,36 +253,18 @@ def _tail(items: list[bytes], head: int, now: float) -> tuple[LogItem, ...]:
 
 @reading
 def committed_of(
-    scope: StateScope, reply: list[Any], commit_id: int, logs: list[str], counters: list[Any]
+    scope: StateScope, reply: bytes, commit_id: int, logs: list[str], counters: list[tuple[str, str]]
 ) -> Committed:
     """Return what ``commit.lua`` replied to a commit that was done, now or when it was sent before."""
     del scope
-    if reply[0] == b"dropped":
+    if reply == b"-":
         return Committed(None, 0, {}, {})
-    if reply[0] == b"again":
-        return _done_before(reply[1], record_of(reply[2]), commit_id, logs, counters)
-    _, version, birth, expires, *rest = reply
-    stamp = Stamp(int(version), commit_id)
+    version, birth, expires, *rest = reply.split(b" ")
+    stamp, words = Stamp(int(version), commit_id), iter(rest)
     views: dict[str, LogView] = {}
-    for log, raw in zip(logs, rest, strict=False):
-        if raw:
-            first, head, next_seq, size = raw.split(b" ")
-            views[log] = LogView(int(first), int(head), int(next_seq), stamp, int(size))
-    sums = {at: int(value) for at, value in zip(counters, rest[len(logs) :], strict=True)}
-    return Committed(stamp, int(birth, 16), views, sums, time_of(expires))
-
-
-def _done_before(known: bytes, record: Record, commit_id: int, logs: list[str], counters: list[Any]) -> Committed:
-    version, heads, sums = known.split(b" ")
-    if version == b"-":
-        return Committed(None, 0, {}, {})
-    stamp = Stamp(int(version), commit_id)
-    views: dict[str, LogView] = {}
-    for log, head in zip(logs, heads.split(b","), strict=False):
-        raw = record.get(b"log:" + name(log).encode())
-        if head != b"-" and raw is not None:
-            # What others did since may show in the rest; the head is where this commit left it.
-            views[log] = log_view(raw)._replace(head=int(head), stamp=stamp)
-    values = {at: int(value) for at, value in zip(counters, sums.split(b","), strict=False)}
-    birth = born_of(record[b"born"])[0] if b"born" in record else 0
-    return Committed(stamp, birth, views, values, time_of(record.get(b"expires")))
+    for log in logs:
+        first = next(words)
+        if first != b"-":
+            views[log] = LogView(int(first), int(next(words)), int(next(words)), stamp, int(next(words)))
+    sums = {at: int(value) for at, value in zip(counters, words, strict=True)}
+    return Committed(stamp, int(birth, 16), views, sums, None if expires == b"-" else float(expires))

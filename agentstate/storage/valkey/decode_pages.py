@@ -16,7 +16,6 @@ from agentstate.storage.protocol import (
 )
 from agentstate.storage.valkey.decode import (
     Record,
-    born_of,
     entry_of,
     head_of,
     heads_of,
@@ -47,14 +46,15 @@ def journal_of(scope: StateScope, records: Iterable[bytes]) -> tuple[JournalReco
 
 def _journal_record(raw: bytes) -> JournalRecord:
     head, _, body = raw.partition(b"\n")
-    stamp, at, size, *appended = head.split()
+    stamp, at, removed_size, *appended = head.split()
+    start = int(removed_size)
     words = iter(appended)
     ranges = {plain_name(log): (int(next(words)), int(next(words))) for log in words}
     removed: dict[str, list[LogItem]] = {}
-    for log, item in _removed(body[int(size) :]):
+    for log, item in _removed(body[:start]):
         removed.setdefault(log, []).append(item)
     gone = {log: tuple(items) for log, items in removed.items()}
-    return JournalRecord(stamp_of(stamp), float(at), body[: int(size)], ranges, gone)
+    return JournalRecord(stamp_of(stamp), float(at), body[start:], ranges, gone)
 
 
 def _removed(raw: bytes) -> Iterator[tuple[str, LogItem]]:
@@ -84,17 +84,16 @@ def info_of(scope: StateScope, flat: list[bytes]) -> ScopeInfo | None:
     if b"head" not in record:
         return None
     _, logs = heads_of(record, {}, 0.0)
-    stamp, updated, size = head_of(record[b"head"])
-    _, created = born_of(record[b"born"])
+    head = head_of(record[b"head"])
     return ScopeInfo(
         scope,
-        stamp,
+        head.stamp,
         text_of(record.get(b"owner")),
-        created,
-        updated,
+        head.created,
+        head.updated,
         time_of(record.get(b"expires")),
         labels_of(record.get(b"labels")),
-        size,
+        head.size,
         {log: view.head - view.first + 1 for log, view in logs.items()},
     )
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import quote
 
 from agentstate.errors import UnsupportedValueError, ValueTooLargeError
-from agentstate.storage.protocol import ANY, KEEP, MAX_LABELS, Append, Keep, Part, Stamp, Wants
+from agentstate.storage.protocol import ANY, KEEP, MAX_LABELS, Keep, Part, Stamp, Wants
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,6 +33,10 @@ __all__ = [
 
 Argument = str | bytes | int | float
 COUNTER_LIMIT: Final = 2**63
+COUNTER_BYTES: Final = 8
+NO_STAMP: Final = "!"
+OPTIONS: Final = 6
+MANY: Final = 1000
 _UNESCAPED: Final = re.compile(r"[!-$&-~]*").fullmatch
 _ESCAPES: Final = {ord(one): f"%{ord(one):02X}" for one in "% \t\n\v\f\r"}
 
@@ -80,13 +84,38 @@ class CommitCall(NamedTuple):
     """
 
     arguments: list[Argument]
-    fields: list[str]
+    fields: list[bytes]
     logs: list[str]
     counters: list[tuple[str, str]]
 
 
+class _Place(NamedTuple):
+    """Where an entry lies, and how much of its size its key is."""
+
+    field: bytes
+    section: bytes
+    size: int
+
+
+@lru_cache(maxsize=4096)
+def _place(section: str, key: str) -> _Place:
+    return _Place(field(section, key).encode(), _record_field("section", section), len(key.encode()))
+
+
+@lru_cache(maxsize=4096)
+def _record_field(kind: str, plain: str) -> bytes:
+    return f"{kind}:{name(plain)}".encode()
+
+
+@lru_cache(maxsize=4096)
+def _stamp(stamp: Stamp | Keep | None) -> str:
+    if stamp is ANY:
+        return "*"
+    return "-" if stamp is None else str(stamp)
+
+
 def commit_call(
-    part: Part, commit_id: int, now: str, *, nonce: str, release: bool, once: OnceRecord | None
+    part: Part, commit_id: int, now: str, *, nonce: int, release: bool, once: OnceRecord | None
 ) -> CommitCall:
     """Return a commit's arguments, in the order in which ``commit.lua`` takes them.
 
@@ -94,46 +123,165 @@ def commit_call(
         UnsupportedValueError: an entry is put and increased at once.
         ValueTooLargeError: a counter would leave 64 bits, or there are too many labels.
     """
-    logs = _logs(part)
-    fields: dict[str, int] = {}
-    conditions, expected, entry_checks = _checks(part, fields)
-    sums = _sums(part) if part.increments else {}
+    entries = _Entries(part)
+    logs, special = _logs(part)
+    changes, sums = _changes(part, once, entries, logs) if _is_rare(part, once) else ((), {})
+    conditions, expected = entries.checks(part)
+    birth, ttl, record = part.birth, part.ttl, part.record
+    options = (
+        f"{'r' if release else ''}{'' if record is None else 'j'}{'s' if part.sliding else ''}"
+        f"{'o' if special or entries.special else ''}{'x' if changes else ''}"
+    )
     arguments: list[Argument] = [
         now,
         "",
-        hexed(commit_id),
-        "*" if isinstance(part.birth, Keep) else hexed(part.birth) if part.birth else "-",
+        f"{commit_id:016x}",
+        "*" if birth is ANY else f"{birth:016x}" if birth else "-",
         _stamp(part.base),
-        nonce,
-        "1" if release else "",
-        "1" if part.clear else "",
-        "k" if isinstance(part.ttl, Keep) else number_text(part.ttl),
-        "1" if part.sliding else "",
-        _text(part.owner),
-        _text(part.parent),
-        _labels(part),
-        "" if part.record is None else "1",
+        nonce or "",
+        options,
+        "k" if isinstance(ttl, Keep) else number_text(ttl),
         len(logs),
         len(conditions),
-        *(f"log:{name(log)}" for log in logs),
+        len(entries.stamps),
+        len(entries.puts) // 2,
+        len(entries.sections),
+        entries.size,
+        *(_record_field("log", log) for log in logs),
         *conditions,
         *expected,
+        *entries.stamps,
+        *entries.stamps.values(),
+        *entries.puts,
+        *entries.sections,
+        *changes,
     ]
-    changes = _changes(part, sums, fields)
-    arguments += (len(fields), *fields, len(entry_checks) // 2, *entry_checks)
-    arguments += ("0",) if once is None else ("1", once.key, _once(once))
-    arguments += changes
-    for one in logs.values():
-        arguments += (one.cut, one.trim, len(one.edits) // 3, *one.edits, len(one.appends) // 4, *one.appends)
-    if part.record is not None:
-        arguments.append(part.record)
-    return CommitCall(arguments, list(fields), list(logs), list(sums))
+    for size, items in logs.values():
+        arguments += (len(items), size, *items)
+    if record is not None:
+        arguments.append(record)
+    if len(arguments) > MANY:
+        arguments[OPTIONS] = f"{options}m"
+    return CommitCall(arguments, list(entries.stamps), list(logs), list(sums))
 
 
-def _stamp(stamp: Stamp | Keep | None) -> str:
-    if stamp is ANY:
-        return "*"
-    return "-" if stamp is None else str(stamp)
+class _Entries:
+    """The entries that a commit is about.
+
+    Attributes:
+        stamps: what is expected of each, by field, those that are put first; nothing where it doesn't matter.
+        puts: what is put, two arguments each.
+        sections: the fields of the sections that change.
+        size: the bytes that are put.
+        special: some have a lifetime of their own.
+    """
+
+    __slots__ = ("_numbers", "puts", "sections", "size", "special", "stamps")
+
+    def __init__(self, part: Part) -> None:
+        self.stamps: dict[bytes, str] = {}
+        self.puts: list[Argument] = []
+        self.sections: dict[bytes, None] = {}
+        self.size = 0
+        self.special = False
+        self._numbers: dict[bytes, int] | None = None
+        found = {_place(put[0], put[1]): put for put in part.puts}
+        for (at, section, key_size), (_, _, value, ttl) in found.items():
+            size = key_size + len(value)
+            self.stamps[at] = ""
+            self.sections[section] = None
+            self.size += size
+            if ttl is None:
+                self.puts += (b"%d v" % size, value)
+            else:
+                self.puts += (f"{size} v{number_text(ttl)}", value)
+                self.special = True
+
+    def number(self, at: bytes) -> int:
+        """Return the number of an entry that isn't put, or isn't only put."""
+        if self._numbers is None:
+            self._numbers = {known: number for number, known in enumerate(self.stamps, 1)}
+        self.stamps.setdefault(at, "")
+        return self._numbers.setdefault(at, len(self.stamps))
+
+    def checks(self, part: Part) -> tuple[list[bytes], list[str]]:
+        """Take in what is expected of entries; return the record's fields with conditions, and their stamps."""
+        conditions: list[bytes] = []
+        expected: list[str] = []
+        stamps = self.stamps
+        for kind, what, wanted, key in part.checks:
+            stamp = _stamp(wanted)
+            if kind == "entry":
+                at = _place(what, key).field
+                # Two stamps can't both be right.
+                stamps[at] = stamp if stamps.get(at, "") in ("", stamp) else NO_STAMP
+            else:
+                conditions.append(_record_field(kind, what))
+                expected.append(stamp)
+        return conditions, expected
+
+
+def _logs(part: Part) -> tuple[dict[str, tuple[int, list[bytes]]], bool]:
+    """Return the bytes and the items that are appended to each log, and whether some are special."""
+    logs: dict[str, tuple[int, list[bytes]]] = {}
+    special = False
+    for changes in (part.cuts, part.trims, part.edits):
+        logs.update({one.log: (0, []) for one in changes})
+    for log, plain, value, ttl, unique in part.appends:
+        if unique or ttl is not None or not ((plain.isalnum() and plain.isascii()) or _UNESCAPED(plain)):
+            item, special = _special_item(plain, value, ttl, unique=unique), True
+        else:
+            item = b"- %b %b" % (plain.encode(), value)
+        size, items = logs.get(log) or (0, [])
+        items.append(item)
+        logs[log] = (size + len(value), items)
+    return logs, special
+
+
+def _special_item(plain: str, value: bytes, ttl: float | None, *, unique: bool) -> bytes:
+    identifier = item_id(plain)
+    marks = f"{'u' if unique else ''}{'' if identifier == plain else '%'}{'-' if ttl is None else number_text(ttl)}"
+    return b"%b %b %b" % (marks.encode(), identifier.encode(), value)
+
+
+def _is_rare(part: Part, once: OnceRecord | None) -> bool:
+    return bool(
+        part.increments
+        or part.owner is not KEEP
+        or part.labels is not KEEP
+        or part.parent is not KEEP
+        or part.deletes
+        or part.clear
+        or part.cuts
+        or part.trims
+        or part.edits
+        or once
+    )
+
+
+def _changes(
+    part: Part, once: OnceRecord | None, entries: _Entries, logs: Mapping[str, object]
+) -> tuple[list[Argument], dict[tuple[str, str], int]]:
+    """Return the rarer changes, as ``changes.lua`` reads them, and what is added to each counter."""
+    sums = _sums(part)
+    found: list[Argument] = ["1" if part.clear else "", _text(part.owner), _text(part.parent), _labels(part)]
+    found += ("0",) if once is None else ("1", once.key, _once(once))
+    places = [_place(*one) for one in part.deletes]
+    found += (len(places), *(entries.number(place.field) for place in places))
+    found.append(len(sums))
+    for at, by in sums.items():
+        place = _place(*at)
+        entries.sections[place.section] = None
+        found += (entries.number(place.field), place.size + COUNTER_BYTES, str(by))
+    for log in logs:
+        edits = [(position, str(seq), value) for edited, position, seq, value in part.edits if edited == log]
+        found += (
+            min((position for cut, position in part.cuts if cut == log), default=""),
+            max((position for trimmed, position in part.trims if trimmed == log), default=""),
+            len(edits),
+            *(argument for edit in edits for argument in edit),
+        )
+    return found, sums
 
 
 def _text(value: str | Keep | None) -> str:
@@ -161,37 +309,6 @@ def _once(once: OnceRecord) -> bytes:
     return head + fingerprint + b" " + (once.result or b"")
 
 
-def _checks(part: Part, fields: dict[str, int]) -> tuple[list[str], list[str], list[Argument]]:
-    """Return the record's fields with conditions, their stamps, and the entries with theirs."""
-    conditions: list[str] = []
-    expected: list[str] = []
-    entries: list[Argument] = []
-    for kind, what, stamp, key in part.checks:
-        if kind == "entry":
-            entries += (_number(fields, what, key), _stamp(stamp))
-        else:
-            conditions.append(f"{kind}:{name(what)}")
-            expected.append(_stamp(stamp))
-    return conditions, expected, entries
-
-
-def _number(fields: dict[str, int], section: str, key: str) -> int:
-    return fields.setdefault(field(section, key), len(fields) + 1)
-
-
-def _changes(part: Part, sums: dict[tuple[str, str], int], fields: dict[str, int]) -> list[Argument]:
-    found: list[Argument] = [len(part.deletes)]
-    for section, key in part.deletes:
-        found.append(_number(fields, section, key))
-    found.append(len(part.puts))
-    for section, key, value, ttl in part.puts:
-        found += (_number(fields, section, key), value, number_text(ttl))
-    found.append(len(sums))
-    for (section, key), by in sums.items():
-        found += (_number(fields, section, key), str(by))
-    return found
-
-
 def _sums(part: Part) -> dict[tuple[str, str], int]:
     """Return what is added to each counter in all: `commit.lua` adds once to each."""
     sums: dict[tuple[str, str], int] = {}
@@ -207,40 +324,3 @@ def _sums(part: Part) -> dict[tuple[str, str], int]:
         if not -COUNTER_LIMIT <= total < COUNTER_LIMIT or not -COUNTER_LIMIT <= by < COUNTER_LIMIT:
             raise ValueTooLargeError(f"The counter {section}/{key} of {part.scope} would leave 64 bits.")
     return sums
-
-
-class _Log:
-    """What one commit does to one log."""
-
-    __slots__ = ("appends", "cut", "edits", "trim")
-
-    def __init__(self) -> None:
-        self.cut: int | str = ""
-        self.trim: int | str = ""
-        self.edits: list[Argument] = []
-        self.appends: list[Argument] = []
-
-
-def _logs(part: Part) -> dict[str, _Log]:
-    logs: dict[str, _Log] = {}
-    for log, position in part.cuts:
-        one = logs.setdefault(log, _Log())
-        one.cut = position if isinstance(one.cut, str) else min(one.cut, position)
-    for log, position in part.trims:
-        one = logs.setdefault(log, _Log())
-        one.trim = position if isinstance(one.trim, str) else max(one.trim, position)
-    for log, position, seq, value in part.edits:
-        logs.setdefault(log, _Log()).edits += (position, str(seq), value)
-    for append in part.appends:
-        log = append.log
-        if log not in logs:
-            logs[log] = _Log()
-        logs[log].appends += _append(append)
-    return logs
-
-
-def _append(append: Append) -> tuple[Argument, ...]:
-    _, plain, value, ttl, unique = append
-    identifier = item_id(plain).encode()
-    tail = (b"u %b %b" if unique else b"- %b %b") % (identifier, value)
-    return b"=" + identifier if unique else "", number_text(ttl), tail, len(value)

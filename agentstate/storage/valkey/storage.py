@@ -176,9 +176,15 @@ class ValkeyStorage:
         here = self._ready() or await self._here()
         inline, rest = wants_arguments(wants)
         asked = ("", "", "", "") if lease is None else turns.lease_arguments(lease, here)
-        known = ("", "") if once is None else ("1", once)
         reply = await here.ask(
-            script("read"), self._keys.state(scope), self._now(), inline, *asked, number_text(touch), *known, *rest
+            script("read"),
+            self._keys.state(scope),
+            self._now(),
+            inline,
+            *asked,
+            number_text(touch),
+            "" if once is None else f"={once}",
+            *rest,
         )
         snapshot = decode.snapshot_of(scope, reply, wants, lease, once, ONCE_SECONDS)
         if snapshot.lease is not None:
@@ -212,7 +218,7 @@ class ValkeyStorage:
                 scope=part.scope,
                 remedy="Commit each scope on its own, or keep what belongs together in one scope.",
             )
-        nonce = "" if lease is None else str(lease.nonce)
+        nonce = 0 if lease is None else lease.nonce
         call = commit_call(part, commit_id, self._now(), nonce=nonce, release=release, once=once)
         done = await commit_part(here, self._keys.state(part.scope), part, commit_id, call)
         if lease is not None and release:

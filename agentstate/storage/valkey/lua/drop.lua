@@ -1,4 +1,4 @@
--- Needs: base load index expiry remove
+-- Needs: base tools load index expiry remove
 -- Removes a living state whose turn nobody holds. ARGV: now, '*' or the stamp it must have.
 local m = load()
 if not is_alive(m) or is_held(m) then return 0 end

@@ -1,3 +1,3 @@
--- Needs: base
+-- Needs: base tools
 -- Reads what failed turns left. ARGV: now. Returns now and the records.
 return {nowtext, call('LRANGE', key('failures'), 0, -1)}

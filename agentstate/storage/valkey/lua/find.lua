@@ -1,4 +1,4 @@
--- Needs: base load records
+-- Needs: base tools load records
 -- Finds an item by its unique id. ARGV: now, log, id. Returns its position, itself, and now; or nothing.
 local m = load()
 local raw = is_alive(m) and m['log:' .. ARGV[2]]

@@ -1,4 +1,4 @@
--- Needs: base index
+-- Needs: base tools index
 -- Takes a state that has gone out of an index that still lists it (the engine itself expired it).
 -- ARGV: now, the index's name.
 if call('HEXISTS', state, 'head') == 0 then

@@ -1,4 +1,4 @@
--- Needs: base load
+-- Needs: base tools load
 -- Reads commits after a version. ARGV: now, version, limit.
 if not is_alive((load())) then return {} end
 local journal, after = key('journal'), tonumber(ARGV[2])

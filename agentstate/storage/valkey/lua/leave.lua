@@ -1,4 +1,4 @@
--- Needs: base load line
+-- Needs: base tools load line
 -- Gives a turn back or leaves its line; keeps the record of a failed turn.
 -- ARGV: now, nonce, and for a failure its token and bytes.
 local FAILURE_COUNT, FAILURE_MILLISECONDS = 20, 604800000

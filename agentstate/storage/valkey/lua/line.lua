@@ -1,19 +1,14 @@
 -- The turn of a state, and the line of those who wait for it.
 
 local function turn_of(m)
-  local nonce, counter, until_, since = match(m.turn or '0 0', '^(%d+) (%d+) ?(%S*) ?(%S*)$')
-  return nonce, counter, until_, since
+  return match(m.turn or '0 0', '^(%d+) (%d+) ?(%S*) ?(%S*) ?(.*)$')
 end
 
--- Returns the lease's counter and end.
-local function hold(m, nonce, holder, span, set)
-  local before, counter = turn_of(m)
+-- Returns the turn's new record, and the lease's counter and end.
+local function held_by(nonce, holder, span, before, counter)
   if before ~= nonce then counter = counter + 1 end
   local lease = counter .. ' ' .. text(now + span)
-  m.turn, m.holder = nonce .. ' ' .. lease .. ' ' .. nowtext, holder
-  local n = #set
-  set[n + 1], set[n + 2], set[n + 3], set[n + 4] = 'turn', m.turn, 'holder', holder
-  return lease
+  return nonce .. ' ' .. lease .. ' ' .. nowtext .. ' ' .. holder, lease
 end
 
 local function waiting()
@@ -45,13 +40,13 @@ local function waiting()
   -- Returns whom to wake, for when everything is written.
   function self.pass_on(m, line, set)
     local first = table.remove(line, 1)
+    local before, counter = turn_of(m)
     if first then
-      hold(m, first[1], first[4], CLAIM_SECONDS, set)
+      m.turn = held_by(first[1], first[4], CLAIM_SECONDS, before, counter)
     else
-      local _, counter = turn_of(m)
       m.turn = '0 ' .. counter
-      set[#set + 1], set[#set + 2] = 'turn', m.turn
     end
+    set[#set + 1], set[#set + 2] = 'turn', m.turn
     self.set_line(m, line, set)
     return first
   end

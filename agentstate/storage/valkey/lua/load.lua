@@ -1,6 +1,7 @@
 -- Reading the record.
 local function load()
-  local flat, m = call('HGETALL', state), {}
+  local flat = call('HGETALL', state)
+  local m = {head = nil, turn = nil, line = nil, expires = nil, native = nil, owner = nil}
   for i = 1, #flat, 2 do m[flat[i]] = flat[i + 1] end
   return m, flat
 end

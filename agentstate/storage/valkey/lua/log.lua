@@ -1,4 +1,4 @@
--- Needs: base load records
+-- Needs: base tools load records
 -- Reads a page of a log. ARGV: now, log, start, end, limit (each may be '').
 -- Returns the log's record, the first item's position, the items, and now; or nothing when it is absent.
 local m = load()

@@ -1,4 +1,4 @@
--- Needs: base
+-- Needs: base tools
 -- Says which version a commit made. ARGV: now, commit.
 local done = call('HGET', key('known'), ARGV[2]) or call('HGET', key('known-before'), ARGV[2])
 if done then return match(done, '^%S+') end

@@ -19,7 +19,7 @@ local function removal()
   function self.wipe()
     local keys = expiry().parts()
     for start = 1, #keys, CHUNK do call('UNLINK', unpack(keys, start, math.min(start + CHUNK - 1, #keys))) end
-    local fields = {'head', 'born', 'expires', 'native', 'owner', 'parent', 'labels'}
+    local fields = {'head', 'expires', 'native', 'owner', 'parent', 'labels'}
     for _, field in ipairs(call('HKEYS', state)) do
       if sub(field, 1, 4) == 'log:' or sub(field, 1, 8) == 'section:' then fields[#fields + 1] = field end
     end
@@ -33,7 +33,9 @@ local function removal()
     self.wipe()
     call('UNLINK', key('failures'))
     call('HSET', state, 'version', match(m.head, '^%d+'))
-    for _, one in ipairs({state, key('known'), key('known-before')}) do call('PEXPIRE', one, LINGER) end
+    for _, one in ipairs({state, key('known'), key('known-before')}) do
+      if type(redis.pcall('HLEN', one)) == 'table' then call('UNLINK', one) else call('PEXPIRE', one, LINGER) end
+    end
     feed('-')
   end
 

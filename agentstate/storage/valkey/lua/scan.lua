@@ -1,4 +1,4 @@
--- Needs: base load records
+-- Needs: base tools load records
 -- Reads a page of a section's living entries in the order of their keys.
 -- ARGV: now, the range's first and last field, limit. Returns fields, values and stamps, and 1 when there is more.
 local m, found, limit = load(), {}, tonumber(ARGV[4])

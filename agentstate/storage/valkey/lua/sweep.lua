@@ -1,4 +1,4 @@
--- Needs: base load records index expiry remove
+-- Needs: base tools load records index expiry remove
 -- Removes what has expired in one partition, at most ARGV[2] states, entries and items.
 -- KEYS[1] is the partition's 'state:' with no address. ARGV: now, limit.
 -- Returns the addresses of the states, entries, items, and 1 when more is due.
@@ -20,8 +20,8 @@ local function sweep_entry(m, member, field)
   if not entry or entry.live then return postpone_or_forget(member, entry and tonumber(entry.expires)) end
   call('HDEL', key('entries'), field, '#' .. field)
   call('ZREM', key('keys'), field)
-  local head, bytes = match(m.head, '^(.* )(%d+)$')
-  call('HSET', state, 'head', head .. format('%.0f', tonumber(bytes) - entry.size))
+  local head, bytes, origin = match(m.head, '^(%S+ %S+ )(%d+)( .*)$')
+  call('HSET', state, 'head', head .. format('%.0f', bytes - entry.size) .. origin)
   call('ZREM', queue, member)
   entries = entries + 1
 end
@@ -47,7 +47,7 @@ local function sweep_item(m, member, name, position, seq)
     first = call('LINDEX', list, 0)
   end
   call('HSET', state, 'log:' .. name,
-    format('%.0f %.0f %.0f %.0f %s', log.first, log.head, log.next, log.size, log.stamp))
+    format('%s %.0f %.0f %.0f %.0f', log.stamp, log.first, log.head, log.next, log.size))
   items = items + 1
 end
 

@@ -1,4 +1,4 @@
--- Needs: base load line
+-- Needs: base tools load line
 -- Keeps a waiter in line, and says whether it is worth reading again for the turn.
 -- ARGV: now, nonce. Returns 'go', or the seconds until the holder's lease ends.
 local m, set, waiters = load(), {}, waiting()
