@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from agentstate.cli import agentup, cleaning, configuration, listing, showing, skill
+from agentstate.cli import agentup, cleaning, configuration, copying, listing, showing, skill
 from agentstate.cli.exits import guarded
 
 __all__ = ["app"]
@@ -36,6 +36,7 @@ app.add_typer(skill.app, name="skill")
 app.command("ls")(listing.ls)
 app.command("show")(showing.show)
 app.command("cleanup")(cleaning.cleanup)
+app.command("copy")(copying.copy)
 app.command("import-agentup")(agentup.import_)
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-__all__ = ["console", "counting", "iso", "print_json", "safe", "size", "table"]
+__all__ = ["console", "counting", "iso", "print_json", "progressing", "safe", "size", "table"]
 
 WIDE: Final = 100_000
 
@@ -59,6 +59,18 @@ def counting(what: str) -> Generator[Callable[[int], None]]:
     columns = SpinnerColumn(), TextColumn("{task.description}: {task.completed}"), TimeElapsedColumn()
     with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as bar:
         task = bar.add_task(what, total=None)
+        yield lambda more: bar.advance(task, more)
+
+
+@contextmanager
+def progressing(what: str, total: int) -> Generator[Callable[[int], None]]:
+    """Show a bar on the terminal while inside; yields what moves it on. Elsewhere nothing is shown."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    screen = console(stderr=True)
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as bar:
+        task = bar.add_task(what, total=total)
         yield lambda more: bar.advance(task, more)
 
 

@@ -22,6 +22,7 @@ __all__ = [
     "EditItem",
     "Increment",
     "Keep",
+    "Kept",
     "Part",
     "Put",
     "TrimHead",
@@ -106,6 +107,22 @@ class TrimHead(NamedTuple):
     position: int
 
 
+class Kept(NamedTuple):
+    """What a copy of a state keeps of its original.
+
+    Attributes:
+        version: the commit makes at least this version.
+        created_at: of a state that the commit makes; seconds since the epoch, as is the next.
+        updated_at: of the state, instead of the storage's clock.
+        firsts: the position, and ``seq``, of the first item of logs that the commit makes; else 1.
+    """
+
+    version: int
+    created_at: float
+    updated_at: float
+    firsts: Mapping[str, int]
+
+
 @dataclass(slots=True, kw_only=True)
 class Part:
     """The change of one scope in a commit.
@@ -124,6 +141,7 @@ class Part:
         record: the journal record, already encoded; ``None`` leaves the journal alone.
         checks_only: nothing of this scope changes, it gets no version and isn't created: the commit
             only relies on it. For commits of several scopes, with or without a part that changes something.
+        kept: for copies; ``None`` in all other commits.
     """
 
     scope: StateScope
@@ -145,6 +163,7 @@ class Part:
     sliding: bool = True
     record: bytes | None = None
     checks_only: bool = False
+    kept: Kept | None = None
 
 
 class Committed(NamedTuple):

@@ -26,6 +26,7 @@ from agentstate.storage.protocol import (
     Entry,
     JournalRecord,
     Keep,
+    Kept,
     LogItem,
     OnceRecord,
     Part,
@@ -225,9 +226,12 @@ class Image:
             self._reset(now, commit_id)
             if part.clear and not (part.puts or part.increments or part.appends):
                 return Committed(None, 0, {}, {})
-        self.version += 1
+        kept = part.kept
+        self.version = self.version + 1 if kept is None else max(self.version + 1, kept.version)
         stamp = self.stamp = new(Stamp, (self.version, commit_id))
         self.updated_at = now
+        if kept is not None:
+            self._keep(kept, created=self.birth == commit_id)
         removed = self._shrink_logs(part, stamp) if part.cuts or part.trims or part.edits else {}
         self._change_entries(part, stamp, now, counters)
         ranges = self._append(part, stamp, now) if part.appends else {}
@@ -240,6 +244,11 @@ class Image:
             self.journal.append(new(JournalRecord, (stamp, now, part.record, ranges, removed)))
         touched = {name: self.logs[name].view() for name in (ranges | removed if removed else ranges)}
         return new(Committed, (stamp, self.birth, touched, counters, self.expires_at))
+
+    def _keep(self, kept: Kept, *, created: bool) -> None:
+        self.updated_at = kept.updated_at
+        if created:
+            self.created_at = kept.created_at
 
     def _reset(self, now: float, commit_id: int) -> None:
         self.birth, self.created_at, self.stamp = commit_id, now, None
@@ -308,7 +317,8 @@ class Image:
         for name, item_id, value, ttl, unique in part.appends:
             log = self.logs.get(name)
             if log is None:
-                log = self.logs[name] = Log(stamp)
+                first = 1 if part.kept is None else part.kept.firsts.get(name, 1)
+                log = self.logs[name] = Log(stamp, first, first)
             if unique and item_id in log.ids:
                 continue
             seq = log.next_seq
