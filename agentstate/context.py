@@ -17,6 +17,7 @@ from agentstate.models import ConversationState, Message
 from agentstate.scope import StateScope
 from agentstate.state import history, operations
 from agentstate.state.buffer import MISSING
+from agentstate.state.failures import failed_turns, with_failed
 from agentstate.state.operations import METADATA, VARIABLES, variable
 from agentstate.state.operations import metadata as metadata_at
 from agentstate.state.turn import Frame, current, not_found
@@ -184,12 +185,16 @@ class ConversationContext(ContextBase):
         *,
         before: int | Message | None = None,
         after: int | Message | None = None,
+        include_failed: bool = False,
     ) -> list[Message]:
         """Return messages, oldest first: the last ``limit``, all without a limit, none for 0.
 
         ``before`` and ``after`` (a message, or its position) bound the range, both exclusive;
-        with ``after`` alone the first ``limit`` after it are returned.
+        with ``after`` alone the first ``limit`` after it are returned. ``include_failed`` shows the
+        messages of the last failed turns among them, by their times: each is a `FailedMessage`.
         """
+        if include_failed:
+            return await self._run(context_id, with_failed, limit, before, after)
         buffer = self._ready(context_id) if limit and before is None and after is None else None
         found = history.last(buffer, limit, self._store.clock()) if buffer is not None and limit and limit > 0 else None
         return found if found is not None else await self._run(context_id, history.read, limit, before, after)
@@ -215,11 +220,9 @@ class ConversationContext(ContextBase):
 
     async def failed_turns(self, context_id: str) -> list[dict[str, Any]]:
         """Return what failed turns left: error type, time, handler, and the messages they had added."""
-        from agentstate.state.record import decode_record
-
         if self._principal is not None:
             await self._run(context_id, operations.look)
-        return [decode_record(one) for one in await self.storage.failures(self.scope_of(context_id))]
+        return await failed_turns(self._store, self.scope_of(context_id), self._principal)
 
     # -- metadata ------------------------------------------------------------------------------
 

@@ -83,10 +83,15 @@ class Conversation:
         return await self.context.add_messages(self.id, messages)
 
     async def history(
-        self, limit: int | None = None, *, before: int | Message | None = None, after: int | Message | None = None
+        self,
+        limit: int | None = None,
+        *,
+        before: int | Message | None = None,
+        after: int | Message | None = None,
+        include_failed: bool = False,
     ) -> list[Message]:
-        """Return messages, oldest first: the last ``limit``, all without a limit."""
-        return await self.context.get_history(self.id, limit, before=before, after=after)
+        """Return messages, oldest first: the last ``limit``, all without a limit; on request failed turns' too."""
+        return await self.context.get_history(self.id, limit, before=before, after=after, include_failed=include_failed)
 
     async def edit(self, message: int | Message, content: Any, *, metadata: Mapping[str, Any] | None = None) -> Message:
         """Replace a message's content."""

@@ -22,7 +22,7 @@ from agentstate.errors import (
     ValueTooLargeError,
 )
 from agentstate.observability import bind_context, unbind_context, warning
-from agentstate.state import history
+from agentstate.state import failures, history
 from agentstate.state.record import Origin
 from agentstate.state.store import Store
 from agentstate.state.turn import Frame, Turn, current, new_id
@@ -184,12 +184,14 @@ def outcome(record: OnceRecord, request: Request) -> Outcome:
 
 async def conclude(turn: Turn, request: Request, result: R) -> R:
     """Commit a turn whose handler succeeded; return its result, or that of a delivery which was first."""
-    store = turn.store
+    store, frame = turn.store, turn.frame
     try:
         await finish(turn, request, result)
-    except ConflictError:
+    except ConflictError as error:
         first = await _known(store, request) if request.once is not None else None
         if first is None:
+            if request.once is not None:  # else it was recorded with the turn's end
+                await failures.note(store, turn, error, failures.added(frame))
             raise
         return first.result  # type: ignore[no-any-return]
     return result
@@ -224,10 +226,8 @@ def end(tokens: Any) -> None:
 async def failed(turn: Turn, request: Request, error: BaseException) -> None:
     """End a turn whose handler failed."""
     mode = turn.settings.on_error
-    frame = turn.frame
-    added = _added(frame, turn.scope)
     if mode == "rollback" or turn.settings.turns == "read" or isinstance(error, asyncio.CancelledError):
-        await turn.store.fail(turn, error, added, request.once)
+        await failures.fail(turn.store, turn, error)
         return
     if mode == "keep_input":
         _keep_input(turn)
@@ -235,12 +235,6 @@ async def failed(turn: Turn, request: Request, error: BaseException) -> None:
         await turn.store.commit_turn(turn)
     except Exception:  # noqa: BLE001 - the handler's own error is what the caller must see
         warning("what a failed handler left couldn't be stored", handler=request.handler, exc_info=True)
-
-
-def _added(frame: Frame, scope: StateScope) -> list[dict[str, Any]]:
-    buffer = frame.buffers.get(scope)
-    found = buffer.logs.get(history.LOG) if buffer is not None else None
-    return [codec.decode(one.value) for one in found.pending] if found is not None else []
 
 
 def _keep_input(turn: Turn) -> None:

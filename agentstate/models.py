@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, NoReturn, TypeVar, overload
 
 from agentstate import codec
 from agentstate.codec.exact import kind_of
@@ -23,7 +23,7 @@ from agentstate.scope import check_id
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["ConversationState", "Message", "new_id", "utc_now_iso"]
+__all__ = ["ConversationState", "FailedMessage", "Message", "new_id", "utc_now_iso"]
 
 T = TypeVar("T")
 
@@ -87,6 +87,9 @@ class Message(_View):
     """
 
     __slots__ = ("_position", "_seq")
+
+    failed: ClassVar[bool] = False
+    """Whether a turn that failed had added it; see `FailedMessage`."""
 
     id = _Field[str]("The host's id, or a random one.")
     role = _Field[str]("Who speaks: ``user``, ``assistant``, ``tool``, ``system`` or another.")
@@ -221,6 +224,27 @@ class Message(_View):
         content = self._data["content"]
         short = repr(content) if len(content) <= _SHOWN else f"{content[:_SHOWN]!r}…"
         return f"Message(role={self.role!r}, content={short}, id={self.id!r}, position={self._position})"
+
+
+class FailedMessage(Message):
+    """A message that a failed turn had added: shown by ``include_failed``, and no part of the history.
+
+    To try it again, add it again: it keeps its id.
+    """
+
+    __slots__ = ("_error",)
+
+    failed = True
+
+    def __init__(self, data: dict[str, Any], error: str) -> None:
+        """Take over the fields, and the name of what the turn failed with."""
+        super().__init__(data, 0, 0)
+        self._error = error
+
+    @property
+    def error(self) -> str:
+        """What its turn failed with, as ``builtins.ValueError``."""
+        return self._error
 
 
 class ConversationState(_View):

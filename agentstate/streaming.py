@@ -20,6 +20,7 @@ from agentstate.context import ConversationContext
 from agentstate.errors import AlreadyDone, TurnTimeoutError
 from agentstate.handling import Outcome, Request, begin, end, enter, failed, finish, in_child_frame
 from agentstate.observability import warning
+from agentstate.state.failures import fail
 from agentstate.state.turn import Frame
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ class _Pump:
             await self._drive(turn.frame, request)
         except _Early as early:
             if not self._keeps(request):
-                await turn.store.fail(turn, early.__cause__ or asyncio.CancelledError("stream ended early"), [], None)
+                await fail(turn.store, turn, early.__cause__ or asyncio.CancelledError("stream ended early"))
                 self._say_idled(request)
                 return
         except BaseException as error:

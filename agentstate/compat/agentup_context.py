@@ -108,7 +108,8 @@ class ConversationContext(native.ConversationContext):
         self, context_id: str, limit: int | None = None, **bounds: Any
     ) -> list[dict[str, Any]]:
         """Return messages as dicts of their own, oldest first: the last ``limit``, all without a limit, none for 0."""
-        return [dict(message) for message in await super().get_history(context_id, limit, **bounds)]
+        found = await super().get_history(context_id, limit, **bounds)
+        return [dict(one, failed=True) if one.failed else dict(one) for one in found]
 
     async def update_state(self, context_id: str, **fields: Any) -> None:
         """Replace ``variables``, ``metadata``, ``history``, each as a whole, in one change.

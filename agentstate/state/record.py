@@ -84,6 +84,7 @@ def encode_failure(
         "operation": "failed",
         "handler": origin.handler,
         "turn": origin.turn,
+        "actor": origin.actor,
         "correlation": origin.correlation,
         "error": f"{type(error).__module__}.{type(error).__qualname__}",
         "once": once,

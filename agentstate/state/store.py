@@ -1,7 +1,7 @@
 """A store: one storage, and the turns taken on it.
 
 `enter` waits for a turn and reads in one round trip; `commit_turn` ends or publishes it in
-one; `fail` gives it back and keeps what is known of the failure. A store may be used from
+one; `abandon` gives it back (see `failures` for what is kept of a failed one). A store may be used from
 any number of event loops and threads at once.
 
 Cancellation: while waiting in line, the place in line is given up. While reading, the read
@@ -23,11 +23,12 @@ from agentstate.errors import (
     TurnInProgressError,
     TurnTimeoutError,
 )
-from agentstate.observability import debug, debugging, warning
+from agentstate.observability import debug, debugging
+from agentstate.state.failures import refused, who
 from agentstate.state.holders import describe
 from agentstate.state.legacy import legacy_of
 from agentstate.state.line import Ticket, TurnLine
-from agentstate.state.record import Origin, encode_failure, encode_record
+from agentstate.state.record import Origin, encode_record
 from agentstate.state.renewal import LEASE_SECONDS, renewer
 from agentstate.state.settle import Errand, own_task, settle
 from agentstate.state.turn import Frame, Turn, new_id, not_found
@@ -158,7 +159,7 @@ class Store:
         if self._renews:
             turn.renewed = renewer.add(self.storage, lease, origin.handler, turn.loop, turn.deadline)
         if debugging():
-            debug("read", **_who(origin, scope), waited_ms=round((time.monotonic() - started) * 1000, 2))
+            debug("read", **who(origin, scope), waited_ms=round((time.monotonic() - started) * 1000, 2))
         return turn
 
     async def _wait_in_line(
@@ -255,7 +256,7 @@ class Store:
 
     def _say_committed(self, turn: Turn, done: tuple[Committed, ...]) -> None:
         if debugging():
-            debug("commit", **_who(turn.origin, turn.scope), stamp=str(done[0].stamp), states=len(done))
+            debug("commit", **who(turn.origin, turn.scope), stamp=str(done[0].stamp), states=len(done))
 
     async def commit_turn(self, turn: Turn) -> tuple[Committed, ...]:
         """Commit what a turn has changed, and end it, whatever happens."""
@@ -266,8 +267,8 @@ class Store:
                 await self.legacy.refuse(turn.scope)
             changed = self._changed(turn)
             parts = [self._part(turn, buffer) for _, buffer in changed]
-        except BaseException:
-            await self._abandon_quietly(turn)
+        except BaseException as error:
+            await refused(self, turn, error)
             raise
         if not changed:
             await self.abandon(turn)
@@ -296,8 +297,8 @@ class Store:
         work = self.storage.commit(parts, commit_id=commit_id, lease=lease, release=not hand_over, once=once)
         try:
             done = await (work if self._inline else settle(work, taskless=self._taskless))
-        except BaseException:
-            await self._abandon_quietly(turn)
+        except BaseException as error:
+            await refused(self, turn, error)
             raise
         turn.close()
         if ticket is not None:
@@ -314,22 +315,6 @@ class Store:
             await self._release(turn.ticket, failure)
         elif failure is not None:
             await settle(self.storage.leave(turn.scope, 0, failure=failure))
-
-    async def _abandon_quietly(self, turn: Turn) -> None:
-        """End a turn for an error that the caller must see, whatever the storage says to this."""
-        try:
-            await self.abandon(turn)
-        except Exception:  # noqa: BLE001 - the first error is raised; this one is in the log
-            warning("a turn couldn't be given back", **_who(turn.origin, turn.scope), exc_info=True)
-
-    async def fail(self, turn: Turn, error: BaseException, messages: list[dict[str, Any]], once: str | None) -> None:
-        """End a turn whose handler failed; the journal keeps one record of it."""
-        failure = encode_failure(turn.origin, self.clock(), error, once, messages)
-        try:
-            await self.abandon(turn, failure)
-        except Exception:  # noqa: BLE001
-            # The handler's own error is what the caller must see; the storage's is in the log.
-            warning("a failed turn couldn't be recorded", **_who(turn.origin, turn.scope), exc_info=True)
 
     async def _release(self, ticket: Ticket, failure: bytes | None = None) -> None:
         lease = ticket.lease
@@ -362,15 +347,6 @@ class Store:
         except StateError as error:
             # Nobody waits for this any more; a lease that can't be given back ends by itself.
             debug("a turn couldn't be given back", scope=str(scope), error=str(error))
-
-
-def _who(origin: Origin, scope: StateScope) -> dict[str, str]:
-    return {
-        "handler": origin.handler,
-        "scope": str(scope),
-        "turn": origin.turn,
-        "correlation_id": origin.correlation or origin.turn,
-    }
 
 
 def check_owner(snapshot: Snapshot, principal: str | None) -> None:
