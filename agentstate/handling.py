@@ -94,7 +94,7 @@ async def in_turn(store: Store, ask: Callable[[], Request], run: Callable[[Frame
         await failed(turn, request, error)
         raise
     if request.once is None and request.settings.turns != "read":
-        await store.commit_turn(turn)
+        await turn.store.commit_turn(turn)  # not always the store that was asked: see `enter`
         return result
     return await conclude(turn, request, result)
 
