@@ -1,5 +1,6 @@
 """One face of all states, of every kind of scope: `StateManager`, its transactions and its locks."""
 
+from agentstate.manager.accessors import Accessors
 from agentstate.manager.agentfields import AgentFields
 from agentstate.manager.bound import BoundState
 from agentstate.manager.contents import AgentScope, ConversationScope, GlobalScope, Progress, TeamScope, WorkflowScope
@@ -9,6 +10,7 @@ from agentstate.manager.states import StateManager, StatePage, Swept
 from agentstate.manager.transaction import Transaction
 
 __all__ = [
+    "Accessors",
     "AgentFields",
     "AgentScope",
     "BoundState",

@@ -151,8 +151,8 @@ class TeamScope(_WithHistory):
     async def unread(self, member: str, limit: int | None = None) -> list[Message]:
         """Return what a member hasn't read yet and others posted, oldest first; his place stays."""
         seen = await self.cursor(member)
-        found = await self._do(history.read, limit, None, seen or None)
-        return [message for message in found if message.name != member]
+        found = await self._do(history.read, None, None, seen or None)
+        return [message for message in found if message.name != member][:limit]
 
     async def mark_read(self, member: str, message: int | Message) -> None:
         """Move a member's place to a message (or position); it never goes back."""

@@ -57,6 +57,12 @@ def _version(buffer: Buffer, at: At) -> Stamp | None:
     return entry.stamp if entry is not None else None
 
 
+def _changed(buffer: Buffer, at: At) -> bool:
+    """Return whether an entry is another one here than in the storage."""
+    entry = buffer.snapshot.entries.get(at)
+    return buffer.peek(at) is not (entry.value if entry is not None else None)
+
+
 async def get_many(frame: Frame, scope: StateScope, section: str, keys: Sequence[str]) -> dict[str, Any]:
     """Return those values that are there."""
     found = await frame.get_many(scope, [(section, key) for key in keys])
@@ -72,9 +78,10 @@ async def put_expecting(
     frame: Frame, scope: StateScope, at: At, value: Any, ttl: float | None, expected: Stamp | None
 ) -> Mismatch | None:
     """Set a value if its entry still has this version."""
-    await frame.get(scope, at)  # which makes the commit check it, too
-    found = _version(await frame.buffer(scope), at)
-    if found != expected:
+    there = await frame.get(scope, at) is not MISSING  # which makes the commit check it, too
+    buffer = await frame.buffer(scope)
+    found = _version(buffer, at)
+    if there if expected is None else found != expected or _changed(buffer, at):
         return Mismatch(found)
     await frame.set(scope, at, value, ttl)
     return None

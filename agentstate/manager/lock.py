@@ -31,24 +31,29 @@ TRIES: Final = 20
 LOCK: Final = "lock"
 
 
-@asynccontextmanager
-async def hold(
-    routes: Routes, scope: StateScope, *, wait: float | None, limit: float, name: str
-) -> AsyncGenerator[Turn]:
-    """Hold the turn of a state."""
+async def acquire(routes: Routes, scope: StateScope, *, wait: float | None, limit: float, name: str) -> Turn:
+    """Wait for, and take, the turn of a state; give it back with ``turn.store.abandon(turn)``."""
     store, settings, _ = routes.of(scope.kind)
     settings = settings._replace(
         commit="immediate", history=0, turn_timeout=limit, wait=settings.wait if wait is None else wait
     )
     principal = routes.owner_of(scope.kind)
     origin = Origin(LOCK, name, f"{new_id():016x}", principal or "")
-    turn = await store.enter(scope, settings, origin, principal=principal, parent=current.get())
+    return await store.enter(scope, settings, origin, principal=principal, parent=current.get())
+
+
+@asynccontextmanager
+async def hold(
+    routes: Routes, scope: StateScope, *, wait: float | None, limit: float, name: str
+) -> AsyncGenerator[Turn]:
+    """Hold the turn of a state for a block."""
+    turn = await acquire(routes, scope, wait=wait, limit=limit, name=name)
     token = current.set(turn.frame)
     try:
         yield turn
     finally:
         current.reset(token)
-        await store.abandon(turn)
+        await turn.store.abandon(turn)
 
 
 async def in_turn(
