@@ -18,6 +18,7 @@ from agentstate.errors import (
     ConflictError,
     OnceMismatchError,
     StorageUnavailableError,
+    UnsupportedError,
     UnsupportedValueError,
     ValueTooLargeError,
 )
@@ -116,7 +117,18 @@ async def in_child_frame(joined: Frame, request: Request, run: Callable[[Frame],
 
 
 def child(joined: Frame, request: Request) -> Frame:
-    """Return the frame of a nested handler."""
+    """Return the frame of a nested handler.
+
+    Raises:
+        UnsupportedError: it has an idempotency key of its own, which this turn's commit couldn't keep.
+    """
+    if request.once is not None and request.once != joined.turn.once_key:
+        raise UnsupportedError(
+            f"{request.handler} runs inside another handler's turn of {request.scope}, and can't keep its key "
+            f"{request.once!r} there.",
+            scope=request.scope,
+            remedy="Give the outer handler once= with the same key, or call this one outside of its turn.",
+        )
     return joined.child(principal=request.principal, read_only=request.settings.turns == "read")
 
 

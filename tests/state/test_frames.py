@@ -271,3 +271,42 @@ async def test_a_shared_context_inside_a_handler_joins_its_turn(storage):
     await handler(TASK)
     state = await shared.get("c-1")
     assert (state.version, state.variables) == (1, {"x": 2})
+
+
+@pytest.mark.parametrize("shape", ["function", "stream"])
+async def test_a_nested_handlers_own_key_is_refused_unless_it_is_the_turns(memory, shape):
+    """One turn keeps one idempotency key: another's would be forgotten, and its handler run twice; it isn't run at all."""
+    ran = []
+
+    if shape == "function":
+
+        @stateful(storage=memory, once=lambda task: task.get("inner"))
+        async def inner(task, conversation: Conversation):
+            ran.append(await conversation.increment("inner"))
+    else:
+
+        @stateful(storage=memory, once=lambda task: task.get("inner"))
+        async def stream(task, conversation: Conversation):
+            ran.append(await conversation.increment("inner"))
+            yield 1
+
+        async def inner(task):
+            async for _ in stream(task):
+                pass
+
+    @stateful(storage=memory, once=lambda task: task.get("outer"))
+    async def outer(task, conversation: Conversation):
+        await inner(task)
+        return await conversation.increment("outer")
+
+    for outer_key in ({}, {"outer": "k-1"}):
+        with pytest.raises(UnsupportedError, match=r"'k-2'.*once= with the same key"):
+            await outer(TASK | outer_key | {"inner": "k-2"})
+    assert (ran, await ConversationContext(memory).exists("c-1")) == ([], False)
+    same = TASK | {"outer": "k-3", "inner": "k-3"}
+    assert [await outer(same), await outer(same), ran] == [1, 1, [1]]
+    assert await outer(TASK) == 2
+    await inner(TASK | {"inner": "k-4"})
+    if shape == "function":
+        await inner(TASK | {"inner": "k-4"})
+    assert ran == [1, 2, 3]
