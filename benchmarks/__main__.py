@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import operations, peers, processes, startup, turns
+from benchmarks import listing, operations, peers, processes, startup, turns
 from benchmarks.report import Section, machine, write
 from tests.servers import ValkeyServer
 
@@ -24,6 +24,7 @@ SECTIONS: dict[str, Measure] = {
     "growth": turns.growth,
     "operations": operations.operations,
     "idle": operations.idle,
+    "listing": listing.listing,
     "fairness": processes.fairness,
     "contention": processes.contention,
     "imports": startup.imports,
