@@ -166,7 +166,7 @@ async def test_streams(wired, stored):
         async def chunks():
             yield b"one"
             if not held:
-                with pytest.raises(TurnClosedError):
+                with pytest.raises(TurnClosedError, match="turn of its own"):
                     await here.get("asked")
                 closed.append(True)
             async with here.turn() as turn:

@@ -275,7 +275,7 @@ async def test_a_shared_context_inside_a_handler_joins_its_turn(storage):
 
 @pytest.mark.parametrize("shape", ["function", "stream"])
 async def test_a_nested_handlers_own_key_is_refused_unless_it_is_the_turns(memory, shape):
-    """One turn keeps one idempotency key: another's would be forgotten, and its handler run twice; it isn't run at all."""
+    """One turn keeps one idempotency key: another's would be forgotten, and its handler run twice. So it isn't run."""
     ran = []
 
     if shape == "function":
