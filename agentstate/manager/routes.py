@@ -81,6 +81,12 @@ class Routes:
         """Return whose a state of this kind must be: nobody's in particular when it is shared by its nature."""
         return None if self.principal is None or kind in SHARED else self.principal
 
+    def acting_for(self, principal: str | None) -> Routes:
+        """Return the same routes for somebody else who asks."""
+        other = Routes(None, None, tenant=self.tenant, principal=principal, max_value_bytes=self.max_value_bytes)
+        other._places = self._places
+        return other
+
     def stores(self) -> list[Store]:
         """Return the stores of all kinds, each once."""
         return list({id(store): store for store in (self.of(kind).store for kind in KINDS)}.values())

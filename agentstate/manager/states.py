@@ -6,7 +6,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, TypeVar
 
 from agentstate.errors import ContextIdError
-from agentstate.manager import calls, lifetime, lock
+from agentstate.manager import calls, lifetime, lock, outbox
 from agentstate.manager.accessors import Accessors
 from agentstate.manager.bound import BoundState, scopes_of
 from agentstate.manager.face import StateInfo
@@ -49,10 +49,12 @@ class Swept(NamedTuple):
 
     Attributes:
         ended: states whose end was left unfinished, and is done now.
+        sent: states whose letters were left undelivered, and are delivered now.
         expired: states removed because their time was over.
     """
 
     ended: int
+    sent: int
     expired: int
 
 
@@ -168,10 +170,11 @@ class StateManager(Accessors):
     async def sweep(self, limit: int = 100) -> Swept:
         """Finish what crashes left unfinished, and remove at most ``limit`` expired states per store."""
         ended = await lifetime.finish_all(self.routes)
+        sent = await outbox.deliver_all(self.routes)
         expired = 0
         for store in self.routes.stores():
             expired += len((await store.storage.sweep(limit)).scopes)
-        return Swept(ended, expired)
+        return Swept(ended, sent, expired)
 
     async def list_scopes(
         self,

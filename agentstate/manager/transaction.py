@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from agentstate.errors import TurnClosedError
+from agentstate.manager import outbox
 from agentstate.manager.accessors import Accessors
 from agentstate.manager.unit import Unit
 from agentstate.state.record import Origin
@@ -78,10 +79,21 @@ class Transaction(Accessors):
             ConflictError: what it read has changed; nothing was stored.
         """
         unit = self._open_frame().turn
-        if kind is None:
-            await unit.commit()
-        else:
+        if kind is not None:
             unit.close()
+            return
+        await unit.commit()
+        if unit.sends:
+            await outbox.deliver_now(self.routes, unit.own_scope())
+
+    def outbox(self, scope: AnyScope) -> outbox.Outbox:
+        """Return blind changes of a state that can't be in this transaction's commit.
+
+        They are sent with the commit and applied right after it, exactly once; what a crash left is applied by
+        the next `StateManager.sweep`. Where the state can be in the commit, they are a part of it. The states
+        that the transaction is about must have been touched before.
+        """
+        return outbox.Outbox(self._open_frame(), self.routes, self.resolve(scope))
 
     @asynccontextmanager
     async def savepoint(self) -> AsyncGenerator[Transaction]:

@@ -20,7 +20,7 @@ from agentstate.state.record import encode_record
 from agentstate.state.settings import TurnSettings
 from agentstate.state.settle import settle
 from agentstate.state.turn import Frame, Turn, new_id
-from agentstate.storage.protocol import KEEP, Lease, Snapshot, Wants
+from agentstate.storage.protocol import KEEP, OnceRecord, Snapshot, Wants
 
 if TYPE_CHECKING:
     from agentstate.manager.routes import Routes
@@ -44,9 +44,11 @@ class Unit(Turn):
 
     Attributes:
         unread: states that joined, and of which nothing was read yet.
+        root: its frame below all savepoints.
+        sends: an outbox of one of its states holds letters of it.
     """
 
-    __slots__ = ("_bound", "root", "routes", "unread")
+    __slots__ = ("_bound", "root", "routes", "sends", "unread")
 
     def __init__(self, routes: Routes, origin: Origin, *, autosave: bool = False) -> None:
         """Begin with nothing. With ``autosave`` values that were changed and not set are stored."""
@@ -55,6 +57,7 @@ class Unit(Turn):
         self.routes = routes
         self.unread: set[StateScope] = set()
         self._bound = False
+        self.sends = False
         self.root = UnitFrame(self, None)
         self.frame = self.root
 
@@ -64,6 +67,17 @@ class Unit(Turn):
             raise TurnClosedError(
                 f"This {self.origin.operation} has ended.", remedy="Open another one for what comes after it."
             )
+
+    def takes(self, scope: StateScope) -> bool:
+        """Return whether a state is in this unit, or can join it."""
+        store = self.routes.of(scope.kind).store
+        if scope in self.root.buffers or not self._bound:
+            return True
+        return store is self.store and store.storage.capabilities.atomic_scopes
+
+    def own_scope(self) -> StateScope:
+        """Return the state that joined first: letters to others lie in it."""
+        return next(iter(self.root.buffers))
 
     def join(self, scope: StateScope) -> Snapshot:
         """Let a state join.
@@ -117,7 +131,7 @@ class Unit(Turn):
             )
         return more
 
-    async def commit(self, *, lease: Lease | None = None) -> tuple[Committed, ...]:
+    async def commit(self, *, once: OnceRecord | None = None) -> tuple[Committed, ...]:
         """Commit what was changed, on condition of what was read, and end the unit, whatever happens."""
         try:
             for buffer in self.root.buffers.values():
@@ -129,7 +143,9 @@ class Unit(Turn):
         if not parts or (len(self.root.buffers) == 1 and parts[0].checks_only):
             return ()  # what was read of one state was read at one stamp
         storage = self.store.storage
-        work = storage.commit(parts, commit_id=new_id(), lease=lease)
+        commit_id = new_id()
+        once = once._replace(commit_id=commit_id) if once is not None else None
+        work = storage.commit(parts, commit_id=commit_id, once=once)
         if storage.capabilities.leases == "process":
             return await work
         return await settle(work, taskless=storage.capabilities.taskless)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 from agentstate import manager as asynchronous
 from agentstate.manager import lock
 from agentstate.manager.face import Operations as _Operations
+from agentstate.manager.outbox import Outbox as _Outbox
 from agentstate.state.turn import current
 from agentstate.sync.blocking import Blocking, blocking, finish, loop_here
 from agentstate.sync.contents import AgentScope, ConversationScope, GlobalScope, TeamScope, WorkflowScope
@@ -133,6 +134,15 @@ def _scope(parent: StateScope | ScopedState | None) -> StateScope | None:
     return parent.scope if isinstance(parent, ScopedState) else parent
 
 
+class Outbox(Blocking[_Outbox]):
+    """Blind changes of a state outside a transaction's commit; see `agentstate.manager.Transaction.outbox`."""
+
+    set = blocking(_Outbox.set)
+    delete = blocking(_Outbox.delete)
+    increment = blocking(_Outbox.increment)
+    add_message = blocking(_Outbox.add_message)
+
+
 class Transaction(Accessors[asynchronous.Transaction]):
     """What ``with manager.transaction() as tx`` gives; see `agentstate.manager.Transaction`."""
 
@@ -147,6 +157,10 @@ class Transaction(Accessors[asynchronous.Transaction]):
     ) -> None:
         """Commit, or roll back when the block raised."""
         finish("transaction", self.loop, lambda: self.target.__aexit__(kind, error, trace))
+
+    def outbox(self, scope: AnyScope) -> Outbox:
+        """Return blind changes of a state that can't be in this transaction's commit: sent with it, applied once."""
+        return Outbox(self.target.outbox(scope), self.loop)
 
     @contextmanager
     def savepoint(self) -> Generator[Transaction]:
