@@ -65,4 +65,4 @@ def is_missing(storage: "Storage") -> bool:
     place = Path(storage.location)
     if storage.name == "file":
         place /= "store.json"  # the directory may be another system's
-    return storage.name in {"sqlite", "file"} and not place.exists()
+    return storage.name in {"sqlite", "file", "rocksdb"} and not place.exists()

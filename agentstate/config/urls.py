@@ -1,7 +1,7 @@
 """What configuration needs to know about URLs: scheme, query, relative paths, and what must not be shown.
 
-A URL's query carries options (``valkey://host?max_connections=5``). ``sqlite:///state.db`` and
-``file://./states`` are relative to the configuration file that names them;
+A URL's query carries options (``valkey://host?max_connections=5``). ``sqlite:///state.db``,
+``rocksdb:///states`` and ``file://./states`` are relative to the configuration file that names them;
 ``sqlite:////var/state.db`` and ``file:///var/states`` are absolute.
 """
 
@@ -22,7 +22,7 @@ __all__ = ["anchor", "is_secret", "mask", "scheme", "split_query"]
 _USERINFO: Final = re.compile(r"(?<=://)[^/?#]*@")
 _SECRET: Final = re.compile(r"pass(word|wd|phrase)|secret|token|credential", re.IGNORECASE)
 _SECRET_PARAMETER: Final = re.compile(r"([?&][^=&#]*(?:pass|secret|token|credential)[^=&#]*=)[^&#]*", re.IGNORECASE)
-_RELATIVE: Final = re.compile(r"sqlite:///(?=[^/:])|file://(?=\.\.?(?:/|$))", re.IGNORECASE)
+_RELATIVE: Final = re.compile(r"(?:sqlite|rocksdb):///(?=[^/:])|file://(?=\.\.?(?:/|$))", re.IGNORECASE)
 
 
 def scheme(url: str) -> str:

@@ -31,6 +31,7 @@ BUILT_IN: Final = {
     "file": "agentstate.storage.file:FileStorage",
     "memory": "agentstate.storage.memory:MemoryStorage",
     "postgresql": "agentstate.storage.postgresql:PostgresqlStorage",
+    "rocksdb": "agentstate.storage.rocksdb:RocksdbStorage",
     "sqlite": "agentstate.storage.sqlite:SqliteStorage",
     "valkey": "agentstate.storage.valkey:ValkeyStorage",
 }
@@ -40,7 +41,7 @@ SCHEMES: Final = {
     **dict.fromkeys(("valkeys", "redis", "rediss", "valkey+cluster", "valkey+sentinel", "unix"), "valkey"),
 }
 ADVICE: Final = {
-    "sled": "Sled has no maintained Python binding: use sqlite (sqlite:///state.db) or RocksDB.",
+    "sled": "Sled has no maintained Python binding: use sqlite (sqlite:///state.db) or rocksdb (rocksdb:///states).",
     "redis": "Redis is spoken to by the backend valkey, also with a redis:// url.",
 }
 
