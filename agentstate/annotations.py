@@ -16,10 +16,12 @@ from agentstate.synchronous import SyncConversation, SyncConversationContext
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["OURS", "class_name", "evaluated", "innermost"]
+__all__ = ["OURS", "STATE", "class_name", "evaluated", "innermost"]
 
 OURS: Final = (ConversationContext, Conversation, SyncConversationContext, SyncConversation)
-NAMES: Final = {one.__name__ for one in OURS}
+STATE: Final = "BoundState"
+"""The class of what is injected as ``state``; it is imported by those only who use it."""
+NAMES: Final = {*(one.__name__ for one in OURS), STATE}
 
 
 def class_name(annotation: Any) -> str | None:
@@ -38,6 +40,12 @@ def class_name(annotation: Any) -> str | None:
     if origin is Union or origin is types.UnionType:
         rest = [one for one in typing.get_args(annotation) if one is not types.NoneType]
         return class_name(rest[0]) if len(rest) == 1 else None
+    if (
+        isinstance(annotation, type)
+        and annotation.__name__ == STATE
+        and annotation.__module__.startswith("agentstate.")
+    ):
+        return STATE
     return next((one.__name__ for one in OURS if one is annotation), None)
 
 

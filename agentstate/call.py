@@ -127,6 +127,8 @@ class Call:
         given: dict[Role, Any] = {"context": context, "context_id": context_id}
         if "conversation" in injection.roles.values():
             given["conversation"] = context.conversation(context_id)
+        if "state" in injection.roles.values():
+            given["state"] = _states(context)
         # The wrapped function of a bound call is bound already: its first parameter isn't the caller's.
         bound = self.instance is not None and hasattr(self.wrapped, "__self__")
         return injection.arguments(self.args, self.kwargs.copy(), given, bound=bound)
@@ -139,3 +141,16 @@ class Call:
         args, kwargs = self.arguments(ConversationContext.in_frame(frame), frame.turn.context_id)
         running: Awaitable[Any] = self.wrapped(*args, **kwargs)
         return running
+
+
+def _states(context: Any) -> Any:
+    """Return the states of all kinds in a handler's turn: for a synchronous context, those that block."""
+    from agentstate.manager.turnstate import state_in
+
+    assert context.frame is not None
+    state = state_in(context.frame)
+    if isinstance(context, ConversationContext):
+        return state
+    from agentstate.sync import BoundState
+
+    return BoundState(state, context.frame.turn.loop)

@@ -74,6 +74,11 @@ class ContextBase:
         return self._principal
 
     @property
+    def frame(self) -> Frame | None:
+        """The frame of the turn that calls belong to, if any."""
+        return self._frame
+
+    @property
     def persistent(self) -> bool:
         """Whether what is written here outlives the process."""
         return self.storage.capabilities.durability != "none"

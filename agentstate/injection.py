@@ -4,6 +4,8 @@ A parameter is injected
 
 * by its annotation: `ConversationContext`, `Conversation` or their synchronous twins, also
   optional, in ``Annotated``, as text, or as a name that only type checkers import;
+* by its annotation `BoundState`, or by the name ``state`` without one, unless it is the first parameter:
+  the states of all kinds of scopes (`agentstate.manager.turnstate`);
 * by its name: ``context`` when it has no annotation; ``context_id`` when it has none, or is
   text and no conversation stands beside it, which knows its id (it then is the caller's way
   to name the state).
@@ -19,7 +21,7 @@ import typing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, cast
 
-from agentstate.annotations import OURS, class_name, evaluated, innermost
+from agentstate.annotations import OURS, STATE, class_name, evaluated, innermost
 from agentstate.errors import HandlerSignatureError
 
 if TYPE_CHECKING:
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["Injection", "Role", "plan"]
 
 R = TypeVar("R")
-Role = Literal["context", "context_id", "conversation"]
+Role = Literal["context", "context_id", "conversation", "state"]
 
 POSITIONAL: Final = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 VARIADIC: Final = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
@@ -203,7 +205,7 @@ def _renamed(func: Callable[..., Any], whole: inspect.Signature, inject: Mapping
         if role not in typing.get_args(Role) or name not in whole.parameters:
             raise HandlerSignatureError(
                 f"{_place(func)}: inject={{{role!r}: {name!r}}} names no parameter of {_name(func)}{whole}.",
-                remedy="Map 'context', 'context_id' or 'conversation' to one of its parameters.",
+                remedy="Map 'context', 'context_id', 'conversation' or 'state' to one of its parameters.",
             )
     return {name: cast("Role", role) for role, name in inject.items()}
 
@@ -215,16 +217,38 @@ def _roles(func: Callable[..., Any], parameters: list[inspect.Parameter]) -> dic
         if one.kind in VARIADIC or not (one.default is NOTHING or one.default is None):
             continue
         name = class_name(one.annotation)
-        if name is not None:
+        if name == STATE:
+            _check_state(func, one)
+            roles[one.name] = "state"
+        elif name is not None:
             _check_twin(func, one.name, name)
             roles[one.name] = "context" if name.endswith("Context") else "conversation"
         elif one.name in ("context", "context_id") and (one.annotation is NOTHING or one.annotation is Any):
             roles[one.name] = cast("Role", one.name)
+        elif one.name == "state" and one.annotation is NOTHING and not _is_first(one, parameters):
+            roles[one.name] = "state"  # as the first parameter it is what a caller passes
         elif one.name == "context_id" and one.annotation is str:
             ids.append(one.name)
     if "conversation" not in roles.values():
         roles |= dict.fromkeys(ids, "context_id")
     return {one.name: roles[one.name] for one in parameters if one.name in roles}
+
+
+def _is_first(one: inspect.Parameter, parameters: list[inspect.Parameter]) -> bool:
+    own = [other for other in parameters if other.name not in ("self", "cls")]
+    return own[0] is one
+
+
+def _check_state(func: Callable[..., Any], parameter: inspect.Parameter) -> None:
+    """A ``def`` gets the state of `agentstate.sync`; an annotation that is the other one's is wrong."""
+    module = str(getattr(parameter.annotation, "__module__", ""))
+    blocks = module.startswith("agentstate.sync.")
+    if module.startswith("agentstate.") and blocks == _is_async(func):
+        raise HandlerSignatureError(
+            f"{_place(func)}: {_name(func)} is {'async' if blocks else 'synchronous'}"
+            f" and would not get the {STATE} that {parameter.name!r} asks for.",
+            remedy=f"Import {STATE} from agentstate{'' if blocks else '.sync'}.",
+        )
 
 
 def _is_async(func: Callable[..., Any]) -> bool:

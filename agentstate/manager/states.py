@@ -31,6 +31,24 @@ __all__ = ["StateManager", "StatePage", "Swept"]
 R = TypeVar("R")
 
 
+def in_tenant(scope: AnyScope, tenant: str) -> StateScope:
+    """Return the scope as a tenant's.
+
+    Raises:
+        ContextIdError: it is a kind without an id.
+        ContextNotFoundError: it is another tenant's.
+    """
+    if isinstance(scope, ScopeKind):
+        raise ContextIdError(
+            f"Which {scope} is meant isn't said.", remedy=f"Use StateScope.{scope}(ID), or bind({scope}=ID)."
+        )
+    if scope.tenant == tenant:
+        return scope
+    if scope.tenant:
+        raise not_found(scope)
+    return StateScope(scope.kind, scope.ids, tenant)
+
+
 class StatePage(list[StateInfo]):
     """A page of states.
 
@@ -97,16 +115,7 @@ class StateManager(Accessors):
 
     def resolve(self, scope: AnyScope) -> StateScope:
         """Return the address that is meant."""
-        if isinstance(scope, ScopeKind):
-            raise ContextIdError(
-                f"Which {scope} is meant isn't said.", remedy=f"Use StateScope.{scope}(ID), or bind({scope}=ID)."
-            )
-        tenant = self.routes.tenant
-        if scope.tenant != tenant:
-            if scope.tenant:
-                raise not_found(scope)
-            scope = StateScope(scope.kind, scope.ids, tenant)
-        return scope
+        return in_tenant(scope, self.routes.tenant)
 
     async def run(self, scope: StateScope, operation: Callable[..., Awaitable[R]], *args: Any, **kwargs: Any) -> R:
         """Run an operation on a frame."""
