@@ -82,20 +82,21 @@ class Waiter:
 
 @dataclass(slots=True)
 class Turn:
-    """What this process knows of one turn. ``queued``: it holds 'next', for the first of its line."""
+    """What this process knows of one turn.
+
+    Attributes:
+        byte: where 'next' is; 'turn' is the byte after it.
+        queued: this process holds 'next', for the first of its line.
+    """
 
     descriptor: int
     key: int
+    byte: int
     nonce: int = 0
     holder: str = ""
     since: float = 0.0
     queued: bool = False
     line: dict[int, Waiter] = field(default_factory=dict[int, Waiter])
-
-    @property
-    def byte(self) -> int:
-        """Where 'next' is; 'turn' is the byte after it."""
-        return self.key // FILES * 2
 
     def advance(self, nonce: int) -> bool:
         """Go on as far as possible for ``nonce``: to 'next', to 'turn'. Return whether it may have the turn."""
@@ -225,7 +226,7 @@ class LockDirectory:
         key = _key(address)
         turn = self.turns.get(key)
         if turn is None:
-            turn = self.turns[key] = Turn(self._file(key % FILES), key)
+            turn = self.turns[key] = self._turn(key)
         return turn
 
     def find(self, address: str) -> Turn | None:
@@ -235,26 +236,31 @@ class LockDirectory:
     def note(self, address: str) -> Holder | None:
         """Return who held the turn last, as its process wrote it."""
         key = _key(address)
-        return Turn(self._file(key % FILES), key).read_note()
+        return self._turn(key).read_note()
 
     def leave(self, address: str, nonce: int) -> None:
         """Give the turn or the place back, if ``nonce`` has one."""
-        turn = self.turns.get(_key(address))
-        if turn is None:
-            return
-        turn.release(nonce)
-        if not turn.nonce and not turn.line:
-            del self.turns[turn.key]
+        key = _key(address)
+        turn = self.turns.get(key)
+        if turn is not None:
+            turn.release(nonce)
+            if not turn.nonce and not turn.line:
+                del self.turns[key]
 
-    def _file(self, number: int) -> int:
+    def _turn(self, key: int) -> Turn:
+        number = key % FILES
         descriptor = self.files.get(number)
         if descriptor is None:
-            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-            try:
-                descriptor = os.open(f"{number:02d}.lock", flags, 0o600, dir_fd=self.descriptor)
-            except OSError as error:
-                raise from_os_error(error, "open a lock file", self.path) from error
-            self.files[number] = descriptor
+            descriptor = self._file(number)
+        return Turn(descriptor, key, key // FILES * 2)
+
+    def _file(self, number: int) -> int:
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        try:
+            descriptor = os.open(f"{number:02d}.lock", flags, 0o600, dir_fd=self.descriptor)
+        except OSError as error:
+            raise from_os_error(error, "open a lock file", self.path) from error
+        self.files[number] = descriptor
         return descriptor
 
 

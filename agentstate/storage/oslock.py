@@ -123,8 +123,7 @@ class MachineLocks:
         """Give the turn back, or leave the line. A nonce that has neither is no error."""
         with guard:
             self._mine.discard((address, nonce))
-            if not self._table.closed:
-                self._table.leave(address, nonce)
+            self._table.leave(address, nonce)
 
     def holds(self, address: str, nonce: int) -> bool:
         """Return whether ``nonce`` holds the turn."""
@@ -206,7 +205,7 @@ class Exclusive:
 
     def take_now(self) -> bool:
         """Take the lock if it is free, and return whether it was. Then `leave` gives it, or its place, back."""
-        return self._locks.try_take(self._address, self._nonce, "")
+        return self._locks.take(self._address, self._nonce, "") != "waits"
 
     def leave(self) -> None:
         """Give the lock back, or leave the line for it."""

@@ -55,16 +55,17 @@ class Writing:
     Attributes:
         outcomes: how each write ended, in their order, once `store` has returned.
         marked: this scope's mark is set, and nothing keeps it from being taken away.
+        failed: the line couldn't be written, or the writes weren't even tried.
     """
 
-    __slots__ = ("_line", "_ops", "_root", "files", "marked", "outcomes", "writes")
+    __slots__ = ("_line", "_ops", "_root", "failed", "files", "marked", "outcomes", "writes")
 
     def __init__(self, root: Root, files: ScopeFiles, writes: Sequence[Write[Any]]) -> None:
         """Begin with nothing done."""
         self.files = files
         self.writes = writes
         self.outcomes: list[Outcome] = []
-        self.marked = False
+        self.marked = self.failed = False
         self._root = root
         self._ops: list[Json] = []
         self._line: Written | None = None
@@ -140,6 +141,7 @@ class Writing:
     def _fail(self, error: StorageError, *, undecided: bool = False) -> None:
         """Note that the line wasn't logged, or (``undecided``) may or may not have been."""
         self.files.forget()
+        self.failed = True
         self._line, self.marked = None, self.marked and not undecided
         for k, (write, outcome) in enumerate(zip(self.writes, self.outcomes, strict=True)):
             if outcome.error is None:
@@ -154,44 +156,54 @@ class Writing:
 
     def refuse(self, error: BaseException) -> None:
         """Let every write end like this."""
+        self.failed = True
         self._ops.clear()
         self.outcomes = [Outcome(error=error)] * len(self.writes)
 
     def close(self) -> None:
         """Do what comes after the writes, however they ended."""
-        for write, outcome in zip(self.writes, self.outcomes, strict=True):
-            if outcome.error is None:
+        for write, (_, error) in zip(self.writes, self.outcomes, strict=True):
+            if error is None:
                 write.finish()
             else:
                 write.fail()
 
 
-def store(root: Root, todo: Sequence[Writing], written: Callable[[], None] | None = None) -> None:
+def store(root: Root, todo: Sequence[Writing], written: Callable[[], None]) -> None:
     """Make the changes of some scopes, whose locks the caller holds. Their outcomes say how each ended.
 
     Args:
         root: the store.
         todo: what to do.
-        written: is called when nothing is left but to wait for the disk, and to tell of it.
+        written: is called, once, when nothing is left but to wait for the disk, and to tell of it.
     """
-    _store(root, todo, written)
+    try:
+        ready = _written(root, todo)
+    finally:
+        written()
+    _finish(root, ready)
     for one in todo:
-        _try_with_reserve(root, one)
+        if one.failed:
+            _try_with_reserve(root, one)
         one.close()
 
 
-def _store(root: Root, todo: Sequence[Writing], written: Callable[[], None] | None = None) -> None:
+def _written(root: Root, todo: Sequence[Writing]) -> list[Writing]:
+    """Make the changes and write their lines; return what goes on from there."""
     ready = [one for one in todo if one.refresh()]
     try:
         root.marks.mark([one.files.name for one in ready])
     except OSError as error:
         for one in ready:
             one.refuse(from_os_error(error, "write the state", Path(one.files.log_path)))
-        return
+        return []
     for one in ready:
         one.write()
-    if written is not None:
-        written()
+    return ready
+
+
+def _finish(root: Root, ready: Sequence[Writing]) -> None:
+    """Let the lines reach the disk, and tell the feed."""
     for one in ready:
         one.sync()
     _tell(root, ready)
@@ -200,10 +212,8 @@ def _store(root: Root, todo: Sequence[Writing], written: Callable[[], None] | No
 
 def _tell(root: Root, done: Sequence[Writing]) -> None:
     """Tell the feed. Marks stay when it can't be told, and somebody else will."""
-    news = [line for one in done if (line := one.news()) is not None]
     try:
-        if news:
-            root.tell(news)
+        root.tell([line for one in done if (line := one.news()) is not None])
     except (OSError, StorageError):
         names = ", ".join(str(one.files.scope) for one in done)
         log.warning("the feed can't be told of %s; it will be told later", names, exc_info=True)
@@ -220,7 +230,7 @@ def _try_with_reserve(root: Root, one: Writing) -> None:
     again = [k for k in full if one.writes[k].frees]
     if again and root.spend_reserve():
         second = Writing(root, one.files, [one.writes[k] for k in again])
-        _store(root, [second])
+        _finish(root, _written(root, [second]))
         for k, outcome in zip(again, second.outcomes, strict=True):
             one.outcomes[k] = outcome
         root.fill_reserve()
@@ -236,7 +246,7 @@ def perform(root: Root, files: ScopeFiles, writes: Sequence[Write[Any]]) -> list
         one.close()
         return one.outcomes
     try:
-        store(root, [one])
+        store(root, [one], lambda: None)
         root.marks.wipe()
         tidy(root, files)
     finally:

@@ -23,6 +23,7 @@ __all__ = ["Marks"]
 
 SLOT: Final = 64
 NAME: Final = 40
+EMPTY: Final = b" " * SLOT
 
 
 class Marks:
@@ -43,47 +44,44 @@ class Marks:
     def mark(self, names: Collection[str]) -> None:
         """Note that scopes are being written."""
         with self._lock:
-            new = [name for name in names if name not in self._slots]
-            if self._descriptor < 0 and new:
+            if self._descriptor < 0:
                 self._make()
-            slots = [self._slot(name) for name in new]
-            for name, slot in zip(new, slots, strict=True):
-                self._table[slot * SLOT : slot * SLOT + NAME] = name.encode()
+            known = self._slots
+            new = {name: self._slot(name) for name in names if name not in known}
             try:
-                self._write(slots)
+                self._write(new.values())
             except OSError:
-                self._clear(slots)
+                self._clear(new.values())
                 raise
-            self._slots.update(zip(new, slots, strict=True))
+            known.update(new)
 
     def unmark(self, names: Collection[str]) -> None:
         """Note that the feed knows all of these scopes. Others hear of it with `wipe`."""
         with self._lock:
             for name in names:
-                slot = self._slots.pop(name, None)
-                if slot is not None:
-                    self._told[name] = slot
+                if name in self._slots:
+                    self._told[name] = self._slots.pop(name)
 
     def wipe(self) -> None:
         """Take the marks away of which `unmark` was told. One that stays costs the next writer a look, no more."""
         with self._lock:
-            told, self._told = self._told, {}
-            self._clear(told.values())
-            with suppress(OSError):
-                self._write(told.values())
+            if self._told:
+                told, self._told = self._told.values(), {}
+                self._clear(told)
+                with suppress(OSError):
+                    self._write(told)
 
     def _slot(self, name: str) -> int:
+        """Return a slot with this name in it, to be written."""
         slot = self._told.pop(name, None)
-        if slot is not None:
-            return slot
-        if self._free:
-            return self._free.pop()
-        self._table += b" " * SLOT
-        return len(self._table) // SLOT - 1
+        if slot is None:
+            slot = self._free.pop() if self._free else len(self._table) // SLOT
+        self._table[slot * SLOT : slot * SLOT + SLOT] = name.encode().ljust(SLOT)
+        return slot
 
     def _clear(self, slots: Iterable[int]) -> None:
         for slot in slots:
-            self._table[slot * SLOT : slot * SLOT + NAME] = b" " * NAME
+            self._table[slot * SLOT : slot * SLOT + SLOT] = EMPTY
             self._free.append(slot)
 
     def _write(self, slots: Collection[int]) -> None:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["ScopeCache", "ScopeQueue"]
 
 CACHE_BYTES: Final = 64 * 1024 * 1024
+WEIGHED_BYTES: Final = 4096
 
 T = TypeVar("T")
 
@@ -55,6 +56,7 @@ class ScopeQueue:
         self._root = root
         self._service = service
         self._weigh = weigh
+        self._weighed_at = -WEIGHED_BYTES
 
     def glance(self, look: Callable[[Held], T]) -> tuple[T] | None:
         """Return what ``look`` finds in the image, at once; ``None`` when the image isn't known to be fresh."""
@@ -86,10 +88,12 @@ class ScopeQueue:
         return result
 
     def weigh(self) -> None:
-        """Note how large the image is now."""
-        held = self.files.held
+        """Note about how large the image is now: looked up when the log has changed by some kilobytes."""
+        if self._weighed_at <= self.files.end < self._weighed_at + WEIGHED_BYTES:
+            return
+        held, self._weighed_at = self.files.held, self.files.end
         before, self.size = self.size, held.size if held is not None else 0
-        if self.size != before and not self.retired:
+        if not self.retired:
             self._weigh(self.size - before)
 
 

@@ -278,7 +278,7 @@ class Root:
 
     def tell(self, news: Sequence[Json]) -> None:
         """Add lines to the feed."""
-        if self.feed.append(news):
+        if news and self.feed.append(news):
             self._long_feed = True
 
     def tidy(self) -> None:

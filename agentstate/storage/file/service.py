@@ -16,7 +16,7 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from agentstate.errors import StorageClosedError, StorageError
+from agentstate.errors import StorageClosedError
 from agentstate.storage.file.batch import Outcome, Writing, dropped, store, tidy
 from agentstate.storage.file.workers import send
 from agentstate.storage.file.write import rotation_due
@@ -67,8 +67,8 @@ class _Line:
             return False
         try:
             taken = self.lock.take_now()
-        except StorageError:
-            taken = False  # whoever waits for the lock gets to know
+        except Exception:  # noqa: BLE001 - whoever waits for the lock gets to know
+            taken = False
         if not taken:
             self.queue.using.release()
         return taken
@@ -76,21 +76,7 @@ class _Line:
     def outcomes(self) -> list[Sent]:
         """Return what to tell those who wait for the writes."""
         pairs = zip(self.replies, self.writing.outcomes, strict=True)
-        return [(reply, outcome.result, outcome.error) for reply, outcome in pairs]
-
-
-class _Baton:
-    """The right to run; whoever has it passes it on, once."""
-
-    __slots__ = ("_next",)
-
-    def __init__(self, following: Callable[[], None]) -> None:
-        self._next: Callable[[], None] | None = following
-
-    def pass_on(self) -> None:
-        following, self._next = self._next, None
-        if following is not None:
-            following()
+        return [(reply, result, error) for reply, (result, error) in pairs]
 
 
 class Service:
@@ -140,25 +126,23 @@ class Service:
             self._serve_some()
 
     def _serve_some(self) -> None:
-        lines, baton = self._take(), _Baton(self._hand_on)
-        try:
-            if len(lines) == 1 and lines[0].queue.files.held is None:
-                baton.pass_on()
-                self._serve_alone(lines[0])
-                return
-            writing = [line for line in lines if line.replies]
-            seized = [line for line in writing if line.seize()]
-            if seized:
-                self._write(seized, baton)
-            baton.pass_on()
-            for line in lines:
-                if line in seized or not line.replies:
+        lines = self._take()
+        if len(lines) == 1 and lines[0].queue.files.held is None:
+            self._hand_on()
+            self._serve_alone(lines[0])
+            return
+        seized = [line for line in lines if line.replies and line.seize()]
+        if seized:
+            self._write(seized, self._hand_on)
+        else:
+            self._hand_on()
+        for line in lines:
+            if line in seized or not line.replies:
+                if line.views:
                     self._look(line)
-                    self._put_back(line)
-                else:
-                    self._send_away(line)
-        finally:
-            baton.pass_on()
+                self._put_back(line)
+            else:
+                self._send_away(line)
 
     def _take(self) -> list[_Line]:
         """Take what waits for the first scope, or for some whose state is known."""
@@ -208,23 +192,29 @@ class Service:
                 line.queue.using.acquire()
                 try:
                     line.lock.take()
-                except StorageError as error:
+                except Exception as error:  # noqa: BLE001 - it belongs to the callers
                     line.writing.refuse(error)
                     line.writing.close()
                     line.queue.using.release()
                     send(line.outcomes())
                 else:
-                    self._write([line], None)
-            self._look(line)
+                    self._write([line], _nothing)
+            if line.views:
+                self._look(line)
         finally:
             self._put_back(line)
 
     # -- writing and looking ---------------------------------------------------------------
 
-    def _write(self, lines: Sequence[_Line], baton: _Baton | None) -> None:
-        """Make the changes of scopes that are seized, let go of them, and tell whoever waits."""
+    def _write(self, lines: Sequence[_Line], written: Callable[[], None]) -> None:
+        """Make the changes of scopes that are seized, let go of them, and tell whoever waits.
+
+        Args:
+            lines: of these scopes.
+            written: is called once, when nothing is left but to wait for the disk.
+        """
         try:
-            store(self._root, [line.writing for line in lines], baton.pass_on if baton is not None else None)
+            store(self._root, [line.writing for line in lines], written)
         except BaseException as error:
             log.exception("writes to %s failed", ", ".join(str(line.queue.files.scope) for line in lines))
             for line in lines:
@@ -255,8 +245,6 @@ class Service:
         return True
 
     def _look(self, line: _Line) -> None:
-        if not line.views:
-            return
         with line.queue.using:
             seen = [(reply, self._outcome(line.queue.files, view)) for reply, view in line.views]
             line.queue.weigh()
@@ -273,3 +261,7 @@ class Service:
 
 def _first(waiting: deque[tuple[Reply, Any]]) -> list[tuple[Reply, Any]]:
     return [waiting.popleft() for _ in range(min(JOBS_TOGETHER, len(waiting)))]
+
+
+def _nothing() -> None:
+    """Do nothing."""

@@ -196,7 +196,8 @@ class FileStorage:
     ) -> Snapshot:
         def look(held: Held) -> Snapshot | None:
             now = self._clock()
-            return snapshot(held, now, wants, once) if pushed_expiry(held, now, lease, touch) is None else None
+            pushed = held.image.expires_at is not None and pushed_expiry(held, now, lease, touch) is not None
+            return None if pushed else snapshot(held, now, wants, once)
 
         glanced = queue.glance(look)
         found = glanced[0] if glanced is not None else await queue.view(lambda files: look(held_of(files)))
