@@ -13,6 +13,9 @@ from tests.servers import ValkeyServer
 BACKENDS = ("memory", "sqlite", "file", "valkey")
 
 
+for _name in BACKENDS:
+    registry.load(_name)  # before there are threads: pytest's rewriting of imports isn't safe in two at once
+
 _numbers = itertools.count(1)
 
 

@@ -135,11 +135,17 @@ async def settle(work: Coroutine[Any, Any, T], *, taskless: bool = False) -> T:
         if task is None or task.cancelled():
             raise
         await _wait_shielded(task)
-        # The caller goes down by its cancellation; what the work said is not lost in a log of
-        # "never retrieved": nobody is left to hear it.
-        if not task.cancelled():
-            task.exception()
+        unheard(task)
         raise
+
+
+def unheard(task: asyncio.Task[Any]) -> None:
+    """Note that nobody is left to hear how a task ended, so that asyncio's log doesn't ask for it.
+
+    Its caller goes down by his own cancellation.
+    """
+    if not task.cancelled():
+        task.exception()
 
 
 async def _wait_shielded(task: asyncio.Task[Any]) -> None:

@@ -30,7 +30,7 @@ from agentstate.state.legacy import legacy_of
 from agentstate.state.line import Ticket, TurnLine
 from agentstate.state.record import Origin, encode_record
 from agentstate.state.renewal import LEASE_SECONDS, renewer
-from agentstate.state.settle import Errand, own_task, settle
+from agentstate.state.settle import Errand, own_task, settle, unheard
 from agentstate.state.turn import Frame, Turn, new_id, not_found
 from agentstate.storage.protocol import ANY, KEEP, LeaseRequest, Wants
 
@@ -192,8 +192,10 @@ class Store:
         try:
             return await errand
         except asyncio.CancelledError:
-            if errand.task is not None and not errand.task.done():
-                errand.task.add_done_callback(lambda _: self._give_back_nonce(scope, nonce))
+            if errand.task is not None:
+                if not errand.task.done():
+                    errand.task.add_done_callback(lambda _: self._give_back_nonce(scope, nonce))
+                errand.task.add_done_callback(unheard)
             raise
 
     def _in_progress(self, scope: StateScope, holder: str) -> TurnInProgressError:
