@@ -20,6 +20,7 @@ from agentstate.errors import (
 )
 from agentstate.scope import KINDS
 from agentstate.storage.protocol import Stamp
+from agentstate.testing.faults import FaultyStorage
 
 A = StateScope.agent("a")
 SCOPES = [
@@ -509,3 +510,31 @@ async def test_errors_are_of_one_tree(joint):
     for call in (joint.get(StateScope.AGENT, "k"), joint.set(A, "k", object()), joint.patch(A, "k", [{}])):
         with pytest.raises(StateError):
             await call
+
+
+CALLS = [
+    (lambda manager: manager.get(A, "k"), (1, 0)),
+    (lambda manager: manager.get_many(A, [f"k{n}" for n in range(50)]), (1, 0)),
+    (lambda manager: manager.exists(A, "k"), (1, 0)),
+    (lambda manager: manager.exists(A), (1, 0)),
+    (lambda manager: manager.set(A, "k", 1), (0, 1)),
+    (lambda manager: manager.set_many(A, {f"k{n}": n for n in range(50)}), (0, 1)),
+    (lambda manager: manager.put_if_absent(A, "k", 1), (0, 1)),
+    (lambda manager: manager.increment(A, "n"), (0, 1)),
+    (lambda manager: manager.delete(A, "k"), (1, 1)),
+    (lambda manager: manager.delete_many(A, ["k", "k1"]), (1, 1)),
+    (lambda manager: manager.update(A, "k", lambda old: 1), (1, 1)),
+    (lambda manager: manager.append(A, "l", 1), (1, 1)),
+    (lambda manager: manager.merge(A, "d", {"a": 1}), (1, 1)),
+    (lambda manager: manager.increment(A, "d", path="/n"), (1, 1)),
+    (lambda manager: manager.compare_and_swap(A, "k", 1, 2), (1, 1)),
+]
+
+
+@pytest.mark.parametrize(("call", "trips"), CALLS)
+async def test_round_trips(memory, call, trips):
+    """Each call takes the reads and commits that the page on costs says, also with many keys."""
+    await StateManager(memory).set_many(A, {"k": 1, "k1": 2})
+    counted = FaultyStorage(memory)
+    await call(StateManager(counted))
+    assert (counted.calls["read"], counted.calls["commit"]) == trips
