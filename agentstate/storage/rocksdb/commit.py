@@ -34,7 +34,7 @@ from agentstate.storage.rocksdb.keys import (
     journal_key,
     once_key,
 )
-from agentstate.storage.rocksdb.reading import find_position, items_between, once_at
+from agentstate.storage.rocksdb.reading import items_between, once_at
 from agentstate.storage.rocksdb.rows import UNIQUE, Log, State, pack_entry, pack_item, packed_json, packed_record
 
 if TYPE_CHECKING:
@@ -188,7 +188,7 @@ class Change(Conditions):
         """Return whether the log holds a unique item, and this commit hasn't taken it out."""
         if self._fresh or (name, item_id) in self._gone:
             return False
-        return find_position(self._engine, self._state, log, item_id) is not None
+        return self._engine.get(id_key(self._state.number, log.number, item_id)) is not None
 
     # -- entries ---------------------------------------------------------------------------
 

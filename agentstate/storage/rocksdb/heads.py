@@ -36,12 +36,13 @@ def save(batch: Any, old: State, new: State) -> None:
     """Put a state's head into a batch, with what lists it. ``old`` has number 0 where none was stored."""
     key = head_key(new.scope)
     batch.put(key, new.packed(key))
-    known = listing_keys(old.scope, old.owner, old.labels, old.updated) if old.number else set[bytes]()
-    wanted = listing_keys(new.scope, new.owner, new.labels, new.updated)
-    for gone in known - wanted:
-        batch.delete(gone)
-    for made in wanted - known:
-        batch.put(made, b"")
+    if old.updated != new.updated or old.owner != new.owner or old.labels != new.labels or not old.number:
+        known = listing_keys(old.scope, old.owner, old.labels, old.updated) if old.number else set[bytes]()
+        wanted = listing_keys(new.scope, new.owner, new.labels, new.updated)
+        for gone in known - wanted:
+            batch.delete(gone)
+        for made in wanted - known:
+            batch.put(made, b"")
     if old.expires != new.expires:
         if old.number and old.expires is not None:
             batch.delete(expiry_key(old.expires, key))

@@ -194,7 +194,7 @@ def listing_keys(scope: StateScope, owner: str | None, labels: Mapping[str, str]
     """Return the keys of a state in all listings but that of the heads themselves."""
     kind, name = scope.kind.encode() + b"\0", scope.id.encode()
     by_id, by_time = kind + name, kind + TIME.pack(updated) + name
-    keys = {walk_prefix(scope.tenant, updated=True) + by_time}
+    keys = {b"u" + scope.tenant.encode() + b"\0" + by_time}
     if owner is not None:
         keys.add(walk_prefix(scope.tenant, owner=owner) + by_id)
         keys.add(walk_prefix(scope.tenant, owner=owner, updated=True) + by_time)

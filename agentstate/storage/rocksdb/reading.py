@@ -30,6 +30,7 @@ from agentstate.storage.rocksdb.rows import (
     damaged,
     unpack_entry,
     unpack_item,
+    unpack_items,
     unpacked_json,
     unpacked_record,
 )
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Range",
+    "few_items",
     "find_item",
     "find_position",
     "items_between",
@@ -82,7 +84,7 @@ def _entries(engine: Engine, state: State, wants: Wants, now: float, *, complete
     found: dict[tuple[str, str], Entry] = {}
     if complete and state.sections:
         prefix = number_prefix(b"e", state.number)
-        for key, row in engine.walk(prefix, after_prefix(prefix)):
+        for key, row in engine.rows(prefix, after_prefix(prefix)):
             at = entry_name(key)
             if wants.sections is None or at[0] in wants.sections:
                 _collect(found, at, unpack_entry(state.scope, key, row), now)
@@ -145,6 +147,18 @@ def tails_of(state: State, wants: Wants) -> dict[str, Range]:
         for name, log, count in known
         if log is not None and count > 0
     }
+
+
+def few_items(engine: Engine, state: State, log: Log, start: int, end: int) -> tuple[LogItem, ...]:
+    """Return the items with ``start <= position < end``, which must all be there, where they are few."""
+    if start >= end:
+        return ()
+    first, number = item_key(state.number, log.number, start), log.number
+    rows = engine.rows(first, item_key(state.number, number, end))
+    # Positions are whole numbers: as many rows as places, the first one in its place, are all of them.
+    if len(rows) != end - start or rows[0][0] != first:
+        raise damaged(state.scope, "a log, which lacks items,")
+    return unpack_items(state.scope, rows, start)
 
 
 def items_between(engine: Engine, state: State, log: Log, start: int, end: int) -> Iterator[tuple[bytes, LogItem, int]]:

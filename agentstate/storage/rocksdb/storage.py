@@ -166,16 +166,18 @@ class RocksdbStorage(Lookups):
         wanted = reading.tails_of(state, wants)
         if not wanted:
             return None
+        if sum(end - start for start, end in wanted.values()) <= INLINE_ROWS:
+            for name, (start, end) in wanted.items():
+                log = state.logs[name]
+                snapshot.logs[name] = log.view(reading.few_items(engine, state, log, start, end))
+            return None
         rows = {name: reading.items_between(engine, state, state.logs[name], *at) for name, at in wanted.items()}
 
         def add() -> None:
             for name, items in rows.items():
                 snapshot.logs[name] = state.logs[name].view(tuple([item for _, item, _ in items]))
 
-        if sum(end - start for start, end in wanted.values()) > INLINE_ROWS:
-            return add
-        add()
-        return None
+        return add
 
     async def wait_turn(self, scope: StateScope, nonce: int, seconds: float) -> None:
         """See `Storage.wait_turn`."""
