@@ -15,6 +15,7 @@ from agentstate import codec
 from agentstate.context import ConversationContext
 from agentstate.errors import (
     AlreadyDone,
+    CommitUnknownError,
     ConflictError,
     OnceMismatchError,
     StorageUnavailableError,
@@ -47,7 +48,8 @@ class Request(NamedTuple):
     Attributes:
         once: the idempotency key of this call.
         fingerprint: of the input; the same key must come with the same.
-        run_without: run on a state that is forgotten when the storage can't be reached.
+        run_without: run on a state that is forgotten when the storage can't be reached, and answer
+            when it can't be reached any more.
     """
 
     scope: StateScope
@@ -94,7 +96,7 @@ async def in_turn(store: Store, ask: Callable[[], Request], run: Callable[[Frame
     except BaseException as error:
         await failed(turn, request, error)
         raise
-    if request.once is None and request.settings.turns != "read":
+    if request.once is None and request.settings.turns != "read" and not request.run_without:
         await turn.store.commit_turn(turn)  # not always the store that was asked: see `enter`
         return result
     return await conclude(turn, request, result)
@@ -164,16 +166,20 @@ _unavailable = 0
 
 
 def ran_without() -> int:
-    """Return how many turns of this process ran on a forgotten state, because the storage was down."""
+    """Return how many turns of this process left nothing, because the storage was down and they could do without."""
     return _unavailable
 
 
-async def _enter_forgotten(store: Store, request: Request, origin: Origin) -> Turn:
+def _without(store: Store, request: Request, what: str) -> None:
     global _unavailable  # noqa: PLW0603 - a count of this process
+    _unavailable += 1
+    warning(what, handler=request.handler, storage=store.storage.location)
+
+
+async def _enter_forgotten(store: Store, request: Request, origin: Origin) -> Turn:
     from agentstate.storage.memory import MemoryStorage
 
-    _unavailable += 1
-    warning("a handler runs without its state", handler=request.handler, storage=store.storage.location)
+    _without(store, request, "a handler runs without its state")
     return await Store(MemoryStorage()).enter(request.scope, request.settings, origin, parent=current.get())
 
 
@@ -272,7 +278,13 @@ async def finish(turn: Turn, request: Request, result: object) -> None:
         return
     if request.once is not None:
         turn.once = OnceRecord(request.once, request.fingerprint, 0, _storable(result))
-    await turn.store.commit_turn(turn)
+    try:
+        await turn.store.commit_turn(turn)
+    except (StorageUnavailableError, CommitUnknownError) as error:
+        if not request.run_without:
+            raise
+        known = "lost" if isinstance(error, StorageUnavailableError) else "stored or lost, which nobody knows"
+        _without(turn.store, request, f"its storage went away meanwhile: what a handler changed is {known}")
 
 
 def _storable(result: object) -> bytes | None:
