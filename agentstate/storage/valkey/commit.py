@@ -43,35 +43,40 @@ async def commit_part(here: LoopConnections, key: bytes, part: Part, commit_id: 
     Raises:
         StateError: see `Storage.commit`.
     """
-    reply = await _decide(here, key, part, commit_id, call)
+    try:
+        reply = await here.run(script("commit"), key, *call.arguments)
+    except (LostError, StorageError) as error:
+        reply = await _decide(here, key, part, commit_id, call, error)
     if type(reply) is bytes:
         return committed_of(part.scope, reply, commit_id, call.logs, call.counters)
     raise _refusal(part, reply, call)
 
 
-async def _decide(here: LoopConnections, key: bytes, part: Part, commit_id: int, call: CommitCall) -> Any:
+async def _decide(
+    here: LoopConnections, key: bytes, part: Part, commit_id: int, call: CommitCall, error: Exception
+) -> Any:
+    """Send a commit that failed again, until it is answered or the time is over."""
     deadline = here.loop.time() + DECIDED_WITHIN
     pause, sent = FIRST_PAUSE, False
     while True:
-        try:
-            return await here.run(script("commit"), key, *call.arguments)
-        except LostError as lost:
-            sent = sent or lost.sent
-            error: Exception = unreachable(here.location, lost)
-        except StorageUnavailableError as unavailable:
-            error = unavailable
+        if isinstance(error, LostError):
+            sent = sent or error.sent
+            error = unreachable(here.location, error)
+        elif isinstance(error, StorageUnavailableError):
             deadline = deadline if sent else 0.0
-        except StorageFullError:
-            raise  # The script was asked, didn't know this commit, and couldn't make it.
-        except StorageError as other:
-            if not sent:
-                raise
-            raise _unknown(here, part, commit_id, other) from other
+        elif isinstance(error, StorageFullError) or not sent:
+            raise error  # The script was asked, didn't know this commit, and couldn't make it.
+        else:
+            raise _unknown(here, part, commit_id, error) from error
         if here.loop.time() + pause > deadline:
             raise _unknown(here, part, commit_id, error) if sent else error
         call.arguments[RESENT] = "1"
         await asyncio.sleep(pause)
         pause = min(pause * 2, LAST_PAUSE)
+        try:
+            return await here.run(script("commit"), key, *call.arguments)
+        except (LostError, StorageError) as again:
+            error = again
 
 
 def _unknown(here: LoopConnections, part: Part, commit_id: int, error: Exception) -> CommitUnknownError:
@@ -121,7 +126,7 @@ def _name(field: bytes) -> str:
 
 
 def _entry(call: CommitCall, number: str) -> str:
-    section, _, key = call.fields[int(number) - 1][1:].partition(b"/")
+    section, _, key = list(call.fields)[int(number) - 1][1:].partition(b"/")
     return f"{plain_name(section)}/{key.decode()}"
 
 

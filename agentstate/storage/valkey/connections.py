@@ -80,14 +80,12 @@ class LoopConnections:
             StorageError: the server refused it, or can't be reached.
             LostError: the connection broke, and nobody knows whether it was carried out.
         """
-        found = self.route.found(key)
-        if found is None:
-            found = await self._pipeline(key)
-        command = ("EVALSHA", script.digest, 1, key, *arguments)
-        reply = await found.send(command)
-        if type(reply) is not ServerError:
-            return reply
-        reply = await self.route.again(reply, command, key)
+        found = self.route.found(key) or await self._pipeline(key)
+        reply = await found.send(("EVALSHA", script.digest, 1, key, *arguments))
+        return reply if type(reply) is not ServerError else await self._refused(reply, script, key, arguments)
+
+    async def _refused(self, reply: Any, script: Script, key: bytes, arguments: tuple[str | bytes | float, ...]) -> Any:
+        reply = await self.route.again(reply, ("EVALSHA", script.digest, 1, key, *arguments), key)
         if type(reply) is ServerError and reply.code == "NOSCRIPT":
             command = ("EVAL", script.body, 1, key, *arguments)
             reply = await (await self._pipeline(key)).send(command)
@@ -104,8 +102,10 @@ class LoopConnections:
             StorageError: the server refused it, or can't be reached.
         """
         try:
-            try:
-                return await self.run(script, key, *arguments)
+            try:  # as `run` does, without its own coroutine: this is on the way of every turn
+                found = self.route.found(key) or await self._pipeline(key)
+                reply = await found.send(("EVALSHA", script.digest, 1, key, *arguments))
+                return reply if type(reply) is not ServerError else await self._refused(reply, script, key, arguments)
             except LostError as lost:
                 if lost.timed_out and not self._options.retry_on_timeout:
                     raise

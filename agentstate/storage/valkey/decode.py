@@ -5,8 +5,8 @@ Whatever can't be read is a `DamagedStateError`: it was not written by `commit.l
 
 from __future__ import annotations
 
-from functools import lru_cache, partial, wraps
-from typing import TYPE_CHECKING, Any, Concatenate, NamedTuple, ParamSpec, TypeVar
+from functools import lru_cache, wraps
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 from urllib.parse import unquote
 
 from agentstate.errors import DamagedStateError
@@ -21,9 +21,10 @@ from agentstate.storage.protocol import (
     Snapshot,
     Stamp,
 )
+from agentstate.storage.records import new
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
     from agentstate.scope import StateScope
     from agentstate.storage.protocol import LeaseRequest, Wants
@@ -31,9 +32,6 @@ if TYPE_CHECKING:
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
 Record = dict[bytes, bytes]
-
-# What `LogItem(...)` does, without the call of a Python function in between.
-_log_item: Callable[[tuple[int, int, str, bytes, float | None]], LogItem] = partial(vars(tuple)["__new__"], LogItem)
 
 
 def damaged(scope: StateScope, what: object) -> DamagedStateError:
@@ -71,11 +69,27 @@ def plain_name(encoded: bytes) -> str:
     return unquote(encoded.decode(), errors="strict")
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=4096)
 def stamp_of(raw: bytes) -> Stamp:
     """Return the stamp that is written ``version-commit``."""
     version, _, commit = raw.partition(b"-")
-    return Stamp(int(version), int(commit, 16))
+    return new(Stamp, (int(version), int(commit, 16)))
+
+
+@lru_cache(maxsize=4096)
+def _record_field(field: bytes) -> tuple[bytes, str]:
+    """Return what a field of a record is about, and the section or log of that name."""
+    kind, colon, encoded = field.partition(b":")
+    return (kind, plain_name(encoded)) if colon else (b"", "")
+
+
+@lru_cache(maxsize=4096)
+def _entry_field(field: bytes) -> tuple[bytes, tuple[str, str]] | None:
+    """Return the field with the value, and section and key, from the field that says of an entry what it is."""
+    if field[:1] != b"#":
+        return None
+    section, _, key = field[1:].partition(b"/")
+    return field[1:], (plain_name(section), key.decode())
 
 
 def record_of(flat: list[bytes]) -> Record:
@@ -106,7 +120,7 @@ def log_view(raw: bytes, tail: list[bytes] | None = None, now: float = 0.0) -> L
     stamp, first, last, next_seq, size = raw.split(b" ")
     head = int(last)
     items = _tail(tail, head, now) if tail else ()
-    return LogView(int(first), head, int(next_seq), stamp_of(stamp), int(size), items)
+    return new(LogView, (int(first), head, int(next_seq), stamp_of(stamp), int(size), items))
 
 
 def log_item(raw: bytes, position: int, now: float | None) -> LogItem:
@@ -124,31 +138,29 @@ def log_item(raw: bytes, position: int, now: float | None) -> LogItem:
 def entry_of(value: bytes, about: bytes, now: float) -> Entry | None:
     """Return an entry that hasn't expired by ``now``."""
     stamp, _, kind = about.split(b" ")
-    expires_at = None
-    if len(kind) > 1:
-        expires_at = float(kind[1:])
-        if expires_at <= now:
-            return None
+    if kind == b"v":
+        return new(Entry, (value, stamp_of(stamp), None))
+    expires_at = float(kind[1:]) if len(kind) > 1 else None
+    if expires_at is not None and expires_at <= now:
+        return None
     return Entry(int(value) if kind[:1] == b"n" else value, stamp_of(stamp), expires_at)
 
 
 def _entries(flat: list[bytes], wants: Wants, now: float) -> dict[tuple[str, str], Entry]:
     values = record_of(flat)
     left = len(values)
-    wanted = None if wants.sections is None else {*wants.sections}
+    wanted, keys = wants.sections, wants.keys
     found: dict[tuple[str, str], Entry] = {}
     for field, about in values.items():
-        if field[:1] != b"#":
+        named = _entry_field(field)
+        if named is None:
             continue
         left -= 2
-        plain = field[1:]
-        section, _, key = plain.partition(b"/")
-        at = (plain_name(section), key.decode())
-        if wanted is not None and at[0] not in wanted and at not in wants.keys:
-            continue
-        entry = entry_of(values[plain], about, now)
-        if entry is not None:
-            found[at] = entry
+        plain, at = named
+        if wanted is None or at[0] in wanted or at in keys:
+            entry = entry_of(values[plain], about, now)
+            if entry is not None:
+                found[at] = entry
     if left:
         raise ValueError("an entry lacks its value or its stamp")
     return found
@@ -169,57 +181,49 @@ def snapshot_of(
     scope: StateScope, reply: list[Any], wants: Wants, request: LeaseRequest | None, once: str | None, retention: float
 ) -> Snapshot:
     """Return what ``read.lua`` replied."""
-    if reply[0] == b"held":
+    about = reply[0]
+    if about == b"held":
         return Snapshot(scope=scope, now=float(reply[1]), holder=Holder(reply[3].decode(), float(reply[2])))
-    if reply[0] == b"damaged":
+    if about == b"damaged":
         raise lacking(scope, reply[1])
-    said, expires, *lent = reply[0].split()
+    said, expires, *lent = about.split()
     now, lease = float(said), None
     if request is not None:
         counter, until = lent
-        lease = Lease(scope, request.nonce, int(counter), float(until))
+        lease = new(Lease, (scope, request.nonce, int(counter), float(until)))
     if len(reply) == 1:
         return Snapshot(scope=scope, now=now, lease=lease)
     _, flat, entries, raw_once, *tails = reply
     record = record_of(flat)
     sections, logs = heads_of(record, {log: items for (log, _), items in zip(wants.tails, tails, strict=True)}, now)
     known = once_of(scope, once, raw_once) if once is not None and raw_once is not None else None
-    head = head_of(record[b"head"])
+    stamp, updated, size, birth, created = head_of(record[b"head"])
+    owner, parent = record.get(b"owner"), record.get(b"parent")
     return Snapshot(
         scope=scope,
         now=now,
-        stamp=head.stamp,
-        birth=head.birth,
-        owner=text_of(record.get(b"owner")),
-        parent=text_of(record.get(b"parent")),
+        stamp=stamp,
+        birth=birth,
+        owner=None if owner is None else owner.decode(),
+        parent=None if parent is None else parent.decode(),
         labels=labels_of(record.get(b"labels")),
-        created_at=head.created,
-        updated_at=head.updated,
+        created_at=created,
+        updated_at=updated,
         expires_at=None if expires == b"-" else float(expires),
         entries=_entries(entries, wants, now),
-        complete=head.size <= wants.inline_bytes,
+        complete=size <= wants.inline_bytes,
         sections=sections,
         logs=logs,
-        entry_bytes=head.size,
+        entry_bytes=size,
         lease=lease,
         once=known if known is not None and known.at > now - retention else None,
     )
 
 
-class Head(NamedTuple):
-    """What the head of a record says. ``size`` is the bytes of the entries."""
-
-    stamp: Stamp
-    updated: float
-    size: int
-    birth: int
-    created: float
-
-
-def head_of(raw: bytes) -> Head:
-    """Return the head of a record."""
+def head_of(raw: bytes) -> tuple[Stamp, float, int, int, float]:
+    """Return stamp, time of the last change, bytes of the entries, birth and time of creation from a head."""
     stamp, updated, size, birth, created = raw.split(b" ")
-    return Head(stamp_of(stamp), float(updated), int(size), int(birth, 16), float(created))
+    return stamp_of(stamp), float(updated), int(size), int(birth, 16), float(created)
 
 
 def heads_of(
@@ -229,11 +233,11 @@ def heads_of(
     sections: dict[str, Stamp] = {}
     logs: dict[str, LogView] = {}
     for field, raw in record.items():
-        if field[:4] == b"log:":
-            log = plain_name(field[4:])
-            logs[log] = log_view(raw, tails.get(log), now)
-        elif field[:8] == b"section:":
-            sections[plain_name(field[8:])] = stamp_of(raw)
+        kind, named = _record_field(field)
+        if kind == b"log":
+            logs[named] = log_view(raw, tails.get(named), now)
+        elif kind == b"section":
+            sections[named] = stamp_of(raw)
     return sections, logs
 
 
@@ -245,7 +249,7 @@ def _tail(items: list[bytes], head: int, now: float) -> tuple[LogItem, ...]:
         position += 1
         seq, marks, identifier, value = raw.split(b" ", 3)
         if marks == b"-":
-            found.append(_log_item((int(seq), position, identifier.decode(), value, None)))
+            found.append(new(LogItem, (int(seq), position, identifier.decode(), value, None)))
         else:
             found.append(log_item(raw, position, now))
     return tuple(found)
@@ -253,18 +257,19 @@ def _tail(items: list[bytes], head: int, now: float) -> tuple[LogItem, ...]:
 
 @reading
 def committed_of(
-    scope: StateScope, reply: bytes, commit_id: int, logs: list[str], counters: list[tuple[str, str]]
+    scope: StateScope, reply: bytes, commit_id: int, logs: Collection[str], counters: Collection[tuple[str, str]]
 ) -> Committed:
     """Return what ``commit.lua`` replied to a commit that was done, now or when it was sent before."""
     del scope
     if reply == b"-":
         return Committed(None, 0, {}, {})
     version, birth, expires, *rest = reply.split(b" ")
-    stamp, words = Stamp(int(version), commit_id), iter(rest)
+    stamp, words = new(Stamp, (int(version), commit_id)), iter(rest)
     views: dict[str, LogView] = {}
     for log in logs:
         first = next(words)
         if first != b"-":
-            views[log] = LogView(int(first), int(next(words)), int(next(words)), stamp, int(next(words)))
-    sums = {at: int(value) for at, value in zip(counters, words, strict=True)}
-    return Committed(stamp, int(birth, 16), views, sums, None if expires == b"-" else float(expires))
+            place = int(first), int(next(words)), int(next(words)), stamp, int(next(words)), ()
+            views[log] = new(LogView, place)
+    sums = {at: int(value) for at, value in zip(counters, words, strict=True)} if counters else {}
+    return new(Committed, (stamp, int(birth, 16), views, sums, None if expires == b"-" else float(expires)))

@@ -84,16 +84,16 @@ def info_of(scope: StateScope, flat: list[bytes]) -> ScopeInfo | None:
     if b"head" not in record:
         return None
     _, logs = heads_of(record, {}, 0.0)
-    head = head_of(record[b"head"])
+    stamp, updated, size, _, created = head_of(record[b"head"])
     return ScopeInfo(
         scope,
-        head.stamp,
+        stamp,
         text_of(record.get(b"owner")),
-        head.created,
-        head.updated,
+        created,
+        updated,
         time_of(record.get(b"expires")),
         labels_of(record.get(b"labels")),
-        head.size,
+        size,
         {log: view.head - view.first + 1 for log, view in logs.items()},
     )
 

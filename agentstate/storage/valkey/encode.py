@@ -13,11 +13,12 @@ from urllib.parse import quote
 
 from agentstate.errors import UnsupportedValueError, ValueTooLargeError
 from agentstate.storage.protocol import ANY, KEEP, MAX_LABELS, Keep, Part, Stamp, Wants
+from agentstate.storage.records import new
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
-    from agentstate.storage.protocol import OnceRecord
+    from agentstate.storage.protocol import OnceRecord, Put
 
 __all__ = [
     "Argument",
@@ -37,6 +38,8 @@ COUNTER_BYTES: Final = 8
 NO_STAMP: Final = "!"
 OPTIONS: Final = 6
 MANY: Final = 1000
+_NONE: Final[list[Argument]] = []
+_NO_SUMS: Final[dict[tuple[str, str], int]] = {}
 _UNESCAPED: Final = re.compile(r"[!-$&-~]*").fullmatch
 _ESCAPES: Final = {ord(one): f"%{ord(one):02X}" for one in "% \t\n\v\f\r"}
 
@@ -84,9 +87,9 @@ class CommitCall(NamedTuple):
     """
 
     arguments: list[Argument]
-    fields: list[bytes]
-    logs: list[str]
-    counters: list[tuple[str, str]]
+    fields: Collection[bytes]
+    logs: Collection[str]
+    counters: Collection[tuple[str, str]]
 
 
 class _Place(NamedTuple):
@@ -107,6 +110,11 @@ def _record_field(kind: str, plain: str) -> bytes:
     return f"{kind}:{name(plain)}".encode()
 
 
+@lru_cache(maxsize=1024)
+def _log_field(log: str) -> bytes:
+    return _record_field("log", log)
+
+
 @lru_cache(maxsize=4096)
 def _stamp(stamp: Stamp | Keep | None) -> str:
     if stamp is ANY:
@@ -123,119 +131,105 @@ def commit_call(
         UnsupportedValueError: an entry is put and increased at once.
         ValueTooLargeError: a counter would leave 64 bits, or there are too many labels.
     """
-    entries = _Entries(part)
-    logs, special = _logs(part)
-    changes, sums = _changes(part, once, entries, logs) if _is_rare(part, once) else ((), {})
-    conditions, expected = entries.checks(part)
+    stamps: dict[bytes, str] = {}  # what is expected of each entry, '' where it doesn't matter
+    sections: dict[bytes, None] = {}
+    logs: dict[str, list[bytes]] = {}
+    puts, size, own_ttl = _puts(part, stamps, sections)
+    changes, sums = _changes(part, once, stamps, sections, logs) if _is_rare(part, once) else (_NONE, _NO_SUMS)
+    conditions, expected = _checks(part, stamps)
+    appends, special = _appends(part, logs)
     birth, ttl, record = part.birth, part.ttl, part.record
-    options = (
-        f"{'r' if release else ''}{'' if record is None else 'j'}{'s' if part.sliding else ''}"
-        f"{'o' if special or entries.special else ''}{'x' if changes else ''}"
-    )
+    options = f"{special or own_ttl}{'x' if changes else ''}{'r' if release else ''}{'' if record is None else 'j'}"
     arguments: list[Argument] = [
         now,
         "",
         f"{commit_id:016x}",
         "*" if birth is ANY else f"{birth:016x}" if birth else "-",
-        _stamp(part.base),
+        "*" if part.base is ANY else _stamp(part.base),
         nonce or "",
-        options,
+        options if isinstance(ttl, Keep) or not part.sliding else f"{options}s",
         "k" if isinstance(ttl, Keep) else number_text(ttl),
         len(logs),
         len(conditions),
-        len(entries.stamps),
-        len(entries.puts) // 2,
-        len(entries.sections),
-        entries.size,
-        *(_record_field("log", log) for log in logs),
+        len(stamps),
+        len(puts) // 2,
+        len(sections),
+        size,
+        *map(_log_field, logs),
         *conditions,
         *expected,
-        *entries.stamps,
-        *entries.stamps.values(),
-        *entries.puts,
-        *entries.sections,
+        *stamps,
+        *stamps.values(),
+        *puts,
+        *sections,
         *changes,
+        *appends,
     ]
-    for size, items in logs.values():
-        arguments += (len(items), size, *items)
     if record is not None:
         arguments.append(record)
     if len(arguments) > MANY:
-        arguments[OPTIONS] = f"{options}m"
-    return CommitCall(arguments, list(entries.stamps), list(logs), list(sums))
+        arguments[OPTIONS] = f"{arguments[OPTIONS]}m"
+    return new(CommitCall, (arguments, stamps, logs, sums))
 
 
-class _Entries:
-    """The entries that a commit is about.
-
-    Attributes:
-        stamps: what is expected of each, by field, those that are put first; nothing where it doesn't matter.
-        puts: what is put, two arguments each.
-        sections: the fields of the sections that change.
-        size: the bytes that are put.
-        special: some have a lifetime of their own.
-    """
-
-    __slots__ = ("_numbers", "puts", "sections", "size", "special", "stamps")
-
-    def __init__(self, part: Part) -> None:
-        self.stamps: dict[bytes, str] = {}
-        self.puts: list[Argument] = []
-        self.sections: dict[bytes, None] = {}
-        self.size = 0
-        self.special = False
-        self._numbers: dict[bytes, int] | None = None
-        found = {_place(put[0], put[1]): put for put in part.puts}
-        for (at, section, key_size), (_, _, value, ttl) in found.items():
-            size = key_size + len(value)
-            self.stamps[at] = ""
-            self.sections[section] = None
-            self.size += size
-            if ttl is None:
-                self.puts += (b"%d v" % size, value)
-            else:
-                self.puts += (f"{size} v{number_text(ttl)}", value)
-                self.special = True
-
-    def number(self, at: bytes) -> int:
-        """Return the number of an entry that isn't put, or isn't only put."""
-        if self._numbers is None:
-            self._numbers = {known: number for number, known in enumerate(self.stamps, 1)}
-        self.stamps.setdefault(at, "")
-        return self._numbers.setdefault(at, len(self.stamps))
-
-    def checks(self, part: Part) -> tuple[list[bytes], list[str]]:
-        """Take in what is expected of entries; return the record's fields with conditions, and their stamps."""
-        conditions: list[bytes] = []
-        expected: list[str] = []
-        stamps = self.stamps
-        for kind, what, wanted, key in part.checks:
-            stamp = _stamp(wanted)
-            if kind == "entry":
-                at = _place(what, key).field
-                # Two stamps can't both be right.
-                stamps[at] = stamp if stamps.get(at, "") in ("", stamp) else NO_STAMP
-            else:
-                conditions.append(_record_field(kind, what))
-                expected.append(stamp)
-        return conditions, expected
-
-
-def _logs(part: Part) -> tuple[dict[str, tuple[int, list[bytes]]], bool]:
-    """Return the bytes and the items that are appended to each log, and whether some are special."""
-    logs: dict[str, tuple[int, list[bytes]]] = {}
-    special = False
-    for changes in (part.cuts, part.trims, part.edits):
-        logs.update({one.log: (0, []) for one in changes})
-    for log, plain, value, ttl, unique in part.appends:
-        if unique or ttl is not None or not ((plain.isalnum() and plain.isascii()) or _UNESCAPED(plain)):
-            item, special = _special_item(plain, value, ttl, unique=unique), True
+def _puts(part: Part, stamps: dict[bytes, str], sections: dict[bytes, None]) -> tuple[list[Argument], int, str]:
+    """Return what is put, two arguments each, its bytes, and the option when some has a lifetime of its own."""
+    puts: list[Argument] = []
+    total = 0
+    special = ""
+    for section, key, value, ttl in _last_of_each(part.puts) if len(part.puts) > 1 else part.puts:
+        at, changed, size = _place(section, key)
+        size += len(value)
+        total += size
+        stamps[at] = ""
+        sections[changed] = None
+        if ttl is None:
+            puts += (b"%d v" % size, value)
         else:
+            puts += (f"{size} v{number_text(ttl)}", value)
+            special = "o"
+    return puts, total, special
+
+
+def _last_of_each(puts: Sequence[Put]) -> Iterable[Put]:
+    return {(put.section, put.key): put for put in puts}.values()
+
+
+def _checks(part: Part, stamps: dict[bytes, str]) -> tuple[list[bytes], list[str]]:
+    """Take in what is expected of entries; return the record's fields with conditions, and their stamps."""
+    conditions: list[bytes] = []
+    expected: list[str] = []
+    for kind, what, wanted, key in part.checks:
+        stamp = "-" if wanted is None else _stamp(wanted)
+        if kind == "entry":
+            at = _place(what, key)[0]
+            other = stamps.get(at)
+            stamps[at] = stamp if not other or other == stamp else NO_STAMP  # two can't both be right
+        else:
+            conditions.append(_record_field(kind, what))
+            expected.append(stamp)
+    return conditions, expected
+
+
+def _appends(part: Part, logs: dict[str, list[bytes]]) -> tuple[list[Argument], str]:
+    """Return number, bytes and items of what is appended to each log, and the option when some is special."""
+    sizes = dict.fromkeys(logs, 0)
+    special = ""
+    for log, plain, value, ttl, unique in part.appends:
+        if ttl is None and not unique and ((plain.isalnum() and plain.isascii()) or _UNESCAPED(plain)):
             item = b"- %b %b" % (plain.encode(), value)
-        size, items = logs.get(log) or (0, [])
-        items.append(item)
-        logs[log] = (size + len(value), items)
-    return logs, special
+        else:
+            item, special = _special_item(plain, value, ttl, unique=unique), "o"
+        if log in sizes:
+            logs[log].append(item)
+            sizes[log] += len(value)
+        else:
+            logs[log] = [item]
+            sizes[log] = len(value)
+    arguments: list[Argument] = []
+    for log, items in logs.items():
+        arguments += (len(items), sizes[log], *items)
+    return arguments, special
 
 
 def _special_item(plain: str, value: bytes, ttl: float | None, *, unique: bool) -> bytes:
@@ -260,19 +254,27 @@ def _is_rare(part: Part, once: OnceRecord | None) -> bool:
 
 
 def _changes(
-    part: Part, once: OnceRecord | None, entries: _Entries, logs: Mapping[str, object]
+    part: Part,
+    once: OnceRecord | None,
+    stamps: dict[bytes, str],
+    sections: dict[bytes, None],
+    logs: dict[str, list[bytes]],
 ) -> tuple[list[Argument], dict[tuple[str, str], int]]:
     """Return the rarer changes, as ``changes.lua`` reads them, and what is added to each counter."""
     sums = _sums(part)
+    numbers = {at: number for number, at in enumerate(stamps, 1)}
     found: list[Argument] = ["1" if part.clear else "", _text(part.owner), _text(part.parent), _labels(part)]
     found += ("0",) if once is None else ("1", once.key, _once(once))
-    places = [_place(*one) for one in part.deletes]
-    found += (len(places), *(entries.number(place.field) for place in places))
+    places = [_place(*one).field for one in part.deletes]
+    found += (len(places), *(numbers.setdefault(at, len(numbers) + 1) for at in places))
     found.append(len(sums))
-    for at, by in sums.items():
-        place = _place(*at)
-        entries.sections[place.section] = None
-        found += (entries.number(place.field), place.size + COUNTER_BYTES, str(by))
+    for one, by in sums.items():
+        at, section, size = _place(*one)
+        sections[section] = None
+        found += (numbers.setdefault(at, len(numbers) + 1), size + COUNTER_BYTES, str(by))
+    stamps.update(dict.fromkeys(numbers, ""))
+    for changes in (part.cuts, part.trims, part.edits, part.appends):
+        logs.update({one.log: [] for one in changes})
     for log in logs:
         edits = [(position, str(seq), value) for edited, position, seq, value in part.edits if edited == log]
         found += (

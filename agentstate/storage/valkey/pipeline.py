@@ -26,10 +26,11 @@ if TYPE_CHECKING:
 __all__ = ["Pipeline", "dial"]
 
 MOST_IN_FLIGHT = 1024
+READ_BYTES = 128 * 1024
 INCOMPLETE = object()
 
 
-class Pipeline(asyncio.Protocol):
+class Pipeline(asyncio.BufferedProtocol):
     """A connection of one event loop. `dial` makes it."""
 
     def __init__(self, sock: socket.socket, seconds: float, on_push: Callable[[Any], None] | None = None) -> None:
@@ -41,6 +42,7 @@ class Pipeline(asyncio.Protocol):
         self._on_push = on_push
         self._pack = lib.pack_command
         self._reader = lib.Reader(replyError=ServerError, notEnoughData=INCOMPLETE)
+        self._buffer = memoryview(bytearray(READ_BYTES))
         self._garbage: type[Exception] = lib.ProtocolError
         self._pending: deque[asyncio.Future[Any]] = deque()
         self._outbox: deque[tuple[bytes, asyncio.Future[Any]]] = deque()
@@ -107,20 +109,24 @@ class Pipeline(asyncio.Protocol):
         """Begin."""
         self._transport = cast("asyncio.Transport", transport)
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002
+        """Read into the same buffer always: another one for each packet would take longer than reading it."""
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
         """Resolve the callers whose replies are complete."""
         self._heard_at = self._loop.time()
         try:
-            self._resolve(data)
+            self._resolve(nbytes)
         except self._garbage as error:
             self._reason = f"what answers there doesn't speak Valkey's protocol ({error})"
             self.abort()
         if self._outbox and not self._flushing and not self._paused:
             self._flush()
 
-    def _resolve(self, data: bytes) -> None:
+    def _resolve(self, size: int) -> None:
         reader, pending = self._reader, self._pending
-        reader.feed(data)
+        reader.feed(self._buffer, 0, size)
         while (reply := reader.gets()) is not INCOMPLETE:
             if pending:
                 future = pending.popleft()
