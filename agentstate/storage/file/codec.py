@@ -29,6 +29,7 @@ from agentstate.storage.protocol import (
     Stamp,
     TrimHead,
 )
+from agentstate.storage.records import new
 
 if TYPE_CHECKING:
     from agentstate.scope import StateScope
@@ -176,7 +177,8 @@ def encode_item(item: LogItem, *, unique: bool = False) -> list[Any]:
 def decode_item(data: list[Any]) -> tuple[LogItem, bool]:
     """Return the item, and whether its id is indexed."""
     seq, position, item, value, expires_at, unique = data
-    return LogItem(seq, position, item, decode_value(value), expires_at), unique
+    content = orjson.dumps(value["json"]) if "json" in value else decode_value(value)
+    return new(LogItem, (seq, position, item, content, expires_at)), unique
 
 
 def encode_once(once: OnceRecord) -> list[Any]:

@@ -141,9 +141,10 @@ class Held:
     def find_due(self) -> None:
         """Look through everything for the next expiry."""
         image = self.image
-        entries = (entry.expires_at for entry in image.entries.values())
-        items = (item.expires_at for log in image.logs.values() for item in log.items if item.value)
-        self.inner_due = _earliest((*entries, *items, *self._heads()))
+        dues: list[float | None] = [one.expires_at for one in image.entries.values() if one.expires_at is not None]
+        for log in image.logs.values():
+            dues += [item.expires_at for item in log.items if item.expires_at is not None and item.value]
+        self.inner_due = _earliest((*dues, *self._heads()))
 
     def _heads(self) -> list[float | None]:
         """Return when the first items of the logs expire: one that was emptied further back goes only there."""

@@ -43,7 +43,13 @@ LINE_ITEMS: Final = 256
 ITEM_OVERHEAD: Final = 120
 SLACK: Final = 64 * 1024
 
-Items = dict[str, tuple[int, list[tuple[LogItem, bool]]]]
+
+class _Items(NamedTuple):
+    """The items of one log from position ``first`` on, and the numbers of those that are found by their id."""
+
+    first: int
+    items: list[LogItem]
+    ids: dict[str, int]
 
 
 class Archive(NamedTuple):
@@ -81,19 +87,25 @@ def worth_rewriting(image: Image, size: int) -> bool:
     return size > 2 * alive + SLACK
 
 
-def _read_items(data: bytes, archive: Archive) -> Items:
+def _read_items(data: bytes, archive: Archive) -> dict[str, _Items]:
     lines = read_lines(data, "")
     if not lines or lines[-1].end != archive.size or lines[-1].sum != archive.sum:
         raise ValueError(f"{archive.file} has other lines than the snapshot says")
-    logs: Items = {}
+    logs: dict[str, _Items] = {}
     for line in lines:
-        at = line.body["from"]
-        first, items = logs.get(line.body["log"], (at, []))
-        if not first <= at <= first + len(items):
-            first, items = at, []
-        del items[at - first :]
-        items.extend(decode_item(row) for row in line.body["items"])
-        logs[line.body["log"]] = (first, items)
+        name, at = line.body["log"], line.body["from"]
+        found = logs.get(name)
+        if found is None or not found.first <= at <= found.first + len(found.items):
+            found = logs[name] = _Items(at, [], {})
+        for gone in found.items[at - found.first :]:
+            if found.ids.get(gone.id) == gone.seq:
+                del found.ids[gone.id]
+        del found.items[at - found.first :]
+        for row in line.body["items"]:
+            item, unique = decode_item(row)
+            found.items.append(item)
+            if unique:
+                found.ids[item.id] = item.seq
     return logs
 
 
@@ -171,19 +183,21 @@ def decode_state(scope: StateScope, data: Json, items: bytes) -> Held:
     return held
 
 
-def _decode_log(name: str, data: Json, found: Items) -> Log:
+def _decode_log(name: str, data: Json, found: dict[str, _Items]) -> Log:
     first, head = data["first"], data["head"]
-    start, rows = found.get(name, (first, []))
-    kept = rows[max(first - start, 0) : max(head + 1 - start, 0)]
-    if len(kept) != head + 1 - first:
-        raise ValueError(f"the log {name!r} has {len(kept)} of its {head + 1 - first} items")
-    items: list[LogItem] = []
-    ids: dict[str, int] = {}
-    blank: set[int] = set(data["blank"])
-    for item, unique in kept:
-        gone = item.position in blank
-        items.append(item._replace(value=b"") if gone else item)
-        if unique and not gone:
-            ids[item.id] = item.seq
-    size = sum(len(item.value) for item in items)
+    start, items, ids = found.get(name) or _Items(first, [], {})
+    low, high = max(first - start, 0), max(head + 1 - start, 0)
+    gone = items[:low] + items[high:]
+    if gone:
+        items = items[low:high]
+    if len(items) != head + 1 - first:
+        raise ValueError(f"the log {name!r} has {len(items)} of its {head + 1 - first} items")
+    for position in data["blank"]:
+        emptied = items[position - first]
+        items[position - first] = emptied._replace(value=b"")
+        gone.append(emptied)
+    for item in gone:
+        if ids.get(item.id) == item.seq:
+            del ids[item.id]
+    size = sum([len(item.value) for item in items])
     return Log(some_stamp(data["stamp"]), first, data["next"], size, items, ids, head)
