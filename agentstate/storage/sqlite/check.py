@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from agentstate.errors import ConflictError, UnsupportedValueError, ValueTooLargeError
-from agentstate.storage.protocol import ANY, MAX_LABELS, Check, Keep, Lease, OnceRecord, Part, Stamp
+from agentstate.storage.protocol import ANY, MAX_LABELS, Check, Entry, Keep, Lease, OnceRecord, Part, Stamp
 from agentstate.storage.sqlite.reading import known_once
 from agentstate.storage.sqlite.rows import State, load
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from agentstate.storage.sqlite.known import KnownStates
     from agentstate.storage.sqlite.pen import Pen
 
-__all__ = ["Conditions", "Found"]
+__all__ = ["Conditions", "Found", "entry_size", "found_of"]
 
 COUNTER_LIMIT: Final = 2**63
 FOUND: Final = (
@@ -37,11 +37,20 @@ class Found(NamedTuple):
 
     def live(self, now: float) -> bool:
         """Whether it has not expired."""
-        return _live(self.expires, now)
+        return self.expires is None or self.expires > now
 
 
-def _live(expires: float | None, now: float) -> bool:
-    return expires is None or expires > now
+def entry_size(key: str, value: bytes | int) -> int:
+    """Return the bytes that an entry counts for."""
+    return len(key) + (8 if isinstance(value, int) else len(value))
+
+
+def found_of(key: str, entry: Entry) -> Found:
+    """Return a known entry as it stands."""
+    value, stamp, expires = entry
+    if isinstance(value, int):
+        return Found(stamp, expires, len(key) + 8, value)
+    return Found(stamp, expires, len(key) + len(value), None)
 
 
 class Conditions:
@@ -99,7 +108,7 @@ class Conditions:
                 raise self._conflict(part.base, stamp, "the state")
         for check in part.checks:
             found = self._check_stamp(check) if self._alive else None
-            if found != check.stamp:
+            if found != check[2]:
                 what = f"{check.name}/{check.key}" if check.kind == "entry" else check.name
                 raise self._conflict(check.stamp, found, what)
         for edit in part.edits:
@@ -118,27 +127,26 @@ class Conditions:
 
     def _check_stamp(self, check: Check) -> Stamp | None:
         kind, name, _, key = check
-        if kind == "entry":
-            if (entries := self._state.entries) is not None:
-                entry = entries.get((name, key))
-                return entry[1] if entry is not None and _live(entry.expires_at, self._now) else None
+        state = self._state
+        if kind == "log":
+            log = state.logs.get(name)
+            return log.stamp if log else None
+        if kind == "section":
+            return state.sections.get(name)
+        if state.entries is None:
             found = self._find((name, key))
             return found.stamp if found is not None and found.live(self._now) else None
-        if kind == "section":
-            return self._state.sections.get(name)
-        log = self._state.logs.get(name)
-        return log.stamp if log else None
+        entry = state.entries.get((name, key))
+        if entry is None:
+            return None
+        _, stamp, expires = entry
+        return stamp if expires is None or expires > self._now else None
 
     def _find(self, at: tuple[str, str]) -> Found | None:
-        """Return an entry as it stood before this part."""
-        if (entries := self._state.entries) is not None:
-            entry = entries.get(at)
-            if entry is None:
-                return None
-            value, stamp, expires = entry
-            if isinstance(value, int):
-                return Found(stamp, expires, len(at[1]) + 8, value)
-            return Found(stamp, expires, len(at[1]) + len(value), None)
+        """Return an entry as it stands."""
+        if self._state.entries is not None:
+            entry = self._state.entries.get(at)
+            return None if entry is None else found_of(at[1], entry)
         if at not in self._found:
             row = None
             if at[0] in self._state.sections:

@@ -5,24 +5,24 @@ What fails here is the engine's doing and undoes the whole transaction.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import orjson
 
 from agentstate.storage.protocol import (
     JOURNAL_COUNT,
+    KEEP,
     ONCE_COUNT,
     ONCE_SECONDS,
     Committed,
     Entry,
     Keep,
-    Lease,
     LogItem,
     OnceRecord,
-    Part,
     Stamp,
 )
-from agentstate.storage.sqlite.check import Conditions
+from agentstate.storage.records import new
+from agentstate.storage.sqlite.check import Conditions, entry_size, found_of
 from agentstate.storage.sqlite.rows import UNIQUE, Log, State, entry_crc, item_crc, record_crc
 from agentstate.storage.sqlite.scopes import (
     SAVE_HEADS,
@@ -33,10 +33,6 @@ from agentstate.storage.sqlite.scopes import (
     remove_label,
     save_expiry,
 )
-
-if TYPE_CHECKING:
-    from agentstate.storage.sqlite.known import KnownStates
-    from agentstate.storage.sqlite.pen import Pen
 
 __all__ = ["Change"]
 
@@ -65,33 +61,31 @@ class Change(Conditions):
 
     __slots__ = ("_place", "_removed", "_short", "_stamp")
 
-    def __init__(self, pen: Pen, group: KnownStates, part: Part, *, now: float, lease: Lease | None) -> None:
-        """See `Conditions`."""
-        super().__init__(pen, group, part, now=now, lease=lease)
-        self._stamp = Stamp(0, 0)
-        self._place = 0
-        self._removed = 0
-        self._short: set[str] = set()
-
     def write(self, commit_id: int, once: OnceRecord | None) -> Committed:
         """Make the change of a checked part."""
-        part, before = self._part, self._state
+        part, state = self._part, self._state
         if part.checks_only:
-            return Committed(before.stamp, before.birth, {}, {}, before.expires)
+            return Committed(state.stamp, state.birth, {}, {}, state.expires)
+        self._place, self._removed, self._short = 0, 0, set[str]()
         if self._fresh:
             empty = part.clear and not (part.puts or part.increments or part.appends)
             self._begin_anew(commit_id, dropped=empty)
             if empty:
                 self._group.put(part.scope, None)
                 return Committed(None, 0, {}, {})
-        stamp = self._stamp = Stamp(self._state.version + 1, commit_id)
-        state = self._state = self._state.following(stamp, self._now)
+        before, now = self._state, self._now
+        version = before.stamp.version + 1
+        if part.kept is not None:
+            version, now = max(version, part.kept.version), part.kept.updated_at
+        stamp = self._stamp = new(Stamp, (version, commit_id))
+        state = self._state = before.following(stamp, now)
         if part.cuts or part.trims or part.edits:
             self._shrink_logs()
         ranges = self._append() if part.appends else {}
         if part.deletes or part.puts or self._counters:
             self._change_entries()
-        self._change_meta()
+        if not (part.owner is part.parent is part.labels is part.ttl is KEEP):
+            self._change_meta()
         if once is not None:
             state.once_count += 1
         self._save(before)
@@ -99,14 +93,15 @@ class Change(Conditions):
         if once is not None:
             self._remember_once(once)
         self._group.put(part.scope, state)
-        logs = {name: state.logs[name].view() for name in {*ranges, *self._short}}
-        return Committed(stamp, state.birth, logs, self._counters, state.expires)
+        touched = {*ranges, *self._short} if self._short else ranges
+        logs = {name: state.logs[name].view() for name in touched}
+        return new(Committed, (stamp, state.birth, logs, self._counters, state.expires))
 
     def _begin_anew(self, commit_id: int, *, dropped: bool) -> None:
         scope, old = self._part.scope, self._state
         if old.number:
             bury(self._pen, old, self._now, dropped=dropped)
-            version = old.version
+            version = old.stamp.version
         else:
             sql = "SELECT version FROM tombstones WHERE tenant = ? AND kind = ? AND id = ?"
             row = self._pen.execute(sql, (scope.tenant, scope.kind, scope.id)).fetchone()
@@ -115,7 +110,8 @@ class Change(Conditions):
                 forget_failures(self._pen, scope)
         row = self._pen.execute("SELECT coalesce(max(number), 0) + 1 FROM scopes").fetchone()
         assert row is not None
-        self._state = State(scope, row[0], version, birth=commit_id, created=self._now, entries={})
+        created = self._now if self._part.kept is None else self._part.kept.created_at
+        self._state = State(scope, row[0], Stamp(version, 0), birth=commit_id, created=created, entries={})
 
     def _log(self, name: str) -> Log:
         """Return a log to be changed: a copy that is this commit's own."""
@@ -172,7 +168,7 @@ class Change(Conditions):
         assert row is not None
         seq, item_id, expires, mark, length = row
         mark = mark if mark == UNIQUE else 0
-        crc = item_crc(LogItem(seq, position, item_id, value, expires), mark)
+        crc = item_crc(seq, position, item_id, value, expires, mark)
         self._pen.execute("UPDATE items SET value = ?, mark = ?, crc = ? WHERE key = ?", (value, mark, crc, key))
         log.size += len(value) - length
         self._short.add(name)
@@ -180,72 +176,83 @@ class Change(Conditions):
     def _append(self) -> dict[str, tuple[int, int]]:
         """Add items to logs; return the ``seq`` of the first and last that each got."""
         added: dict[str, list[LogItem]] = {}
-        logs, stamp, later = self._state.logs, self._stamp, self._pen.later
+        logs, stamp, now = self._state.logs, self._stamp, self._now
         for name, item_id, value, ttl, unique in self._part.appends:
             log = logs.get(name)
             if log is None:
-                log = logs[name] = Log(self._new_log(name), stamp)
+                log = logs[name] = self._new_log(name)
             if unique and self._knows(log, item_id):
                 continue
             if log.stamp is not stamp:
                 log = self._log(name)
             position, seq = log.head + 1, log.next_seq
-            expires, mark = None if ttl is None else self._now + ttl, UNIQUE if unique else 0
-            item = LogItem(seq, position, item_id, value, expires)
-            later(ADD_ITEM, (log.key(position), seq, item_id, value, expires, mark, item_crc(item, mark)))
+            expires, mark = None if ttl is None else now + ttl, UNIQUE if unique else 0
+            crc = item_crc(seq, position, item_id, value, expires, mark)
+            self._pen.later(ADD_ITEM).append((log.key(position), seq, item_id, value, expires, mark, crc))
+            item = new(LogItem, (seq, position, item_id, value, expires))
             log.head, log.next_seq = position, seq + 1
             log.size += len(value)
-            added.setdefault(name, []).append(item)
+            items = added.get(name)
+            if items is None:
+                added[name] = [item]
+            else:
+                items.append(item)
+        ranges: dict[str, tuple[int, int]] = {}
         for name, items in added.items():
             # As many stay known as were before; of a short log more, since it grows.
             log = logs[name]
             known = log.items
-            whole = len(known) + len(items) == log.head - log.first + 1
-            most = max(len(known), WHOLE_LOG if whole else 0)
+            most = len(known)
+            if most < WHOLE_LOG and most + len(items) == log.head - log.first + 1:
+                most = WHOLE_LOG
             log.items = (*known, *items)[-most:] if most else ()
-        return {name: (items[0].seq, items[-1].seq) for name, items in added.items()}
+            ranges[name] = (items[0].seq, items[-1].seq)
+        return ranges
 
-    def _new_log(self, name: str) -> int:
+    def _new_log(self, name: str) -> Log:
         self._pen.execute("INSERT INTO logs(scope, name) VALUES(?, ?)", (self._state.number, name))
-        return self._pen.last_insert_rowid()
+        first = 1 if self._part.kept is None else self._part.kept.firsts.get(name, 1)
+        return Log(self._pen.last_insert_rowid(), self._stamp, first, first - 1, first)
 
     def _knows(self, log: Log, item_id: str) -> bool:
         sql = "SELECT 1 FROM items WHERE key >> 32 = ? AND id = ? AND mark = 1"
         return self._pen.execute(sql, (log.number, item_id)).fetchone() is not None
 
     def _change_entries(self) -> None:
-        part, state, stamp, number = self._part, self._state, self._stamp, self._state.number
+        part, state, now = self._part, self._state, self._now
         if state.entries is not None:
             state.entries = state.entries.copy()
         for at in part.deletes:
-            if self._discard(at):
-                self._pen.execute(DELETE_ENTRY, (number, *at))
-                state.sections[at[0]] = stamp
-        new: dict[tuple[str, str], tuple[bytes | int, float | None]] = {}
+            found = self._find(at)
+            if found is not None:
+                self._pen.execute(DELETE_ENTRY, (state.number, *at))
+                state.sections[at[0]] = self._stamp
+                state.entry_bytes -= found.size
+                self._set(at, None)
         for section, key, value, ttl in part.puts:
-            new[section, key] = (value, None if ttl is None else self._now + ttl)
+            self._put((section, key), value, None if ttl is None else now + ttl)
         for at, counted in self._counters.items():
             found = self._find(at)
-            new[at] = (counted, found.expires if found is not None and found.live(self._now) else None)
-        for at, (content, expires) in new.items():
-            section, key = at
-            self._discard(at)
-            state.entry_bytes += len(key) + (8 if isinstance(content, int) else len(content))
-            state.sections[section] = stamp
-            crc = entry_crc(section, key, content, stamp, expires)
-            self._pen.later(PUT_ENTRY, (number, section, key, content, *stamp, expires, crc))
-            if state.entries is not None:
-                state.entries[at] = Entry(content, stamp, expires)
+            self._put(at, counted, found.expires if found is not None and found.live(now) else None)
 
-    def _discard(self, at: tuple[str, str]) -> bool:
+    def _put(self, at: tuple[str, str], content: bytes | int, expires: float | None) -> None:
+        state, stamp, (section, key) = self._state, self._stamp, at
         found = self._find(at)
-        if found is None:
-            return False
-        self._state.entry_bytes -= found.size
-        if self._state.entries is not None:
-            del self._state.entries[at]
-        self._found[at] = None
-        return True
+        state.entry_bytes += entry_size(key, content) - (0 if found is None else found.size)
+        state.sections[section] = stamp
+        crc = entry_crc(section, key, content, stamp, expires)
+        self._pen.later(PUT_ENTRY).append((state.number, section, key, content, *stamp, expires, crc))
+        self._set(at, new(Entry, (content, stamp, expires)))
+
+    def _set(self, at: tuple[str, str], entry: Entry | None) -> None:
+        """Let `_find` return what this commit has made of an entry."""
+        entries = self._state.entries
+        if entries is None:
+            self._found[at] = None if entry is None else found_of(at[1], entry)
+        elif entry is None:
+            del entries[at]
+        else:
+            entries[at] = entry
 
     def _change_meta(self) -> None:
         part, state = self._part, self._state
@@ -263,7 +270,7 @@ class Change(Conditions):
         if self._fresh:
             insert(self._pen, state)
         else:
-            self._pen.later(SAVE_HEADS, heads_row(state))
+            self._pen.later(SAVE_HEADS).append(heads_row(state))
             if (state.owner, state.parent, state.labels) != (before.owner, before.parent, before.labels):
                 sql = "UPDATE scopes SET owner = ?, parent = ?, labels = ? WHERE number = ?"
                 self._pen.execute(sql, (state.owner, state.parent, state.pack_labels(), state.number))
@@ -283,12 +290,13 @@ class Change(Conditions):
             self._pen.execute("REPLACE INTO labels VALUES(?, ?, ?, ?, ?, ?, ?)", row)
 
     def _add_record(self, ranges: dict[str, tuple[int, int]]) -> None:
-        state, record = self._state, self._part.record
+        state, record, (version, commit_id) = self._state, self._part.record, self._stamp
         told = orjson.dumps(ranges).decode() if ranges and record is not None else None
-        crc = record_crc(record, f"{state.version} {state.commit_id} {self._now} {told}")
-        self._pen.later(ADD_RECORD, (state.number, *self._stamp, self._now, record, told, int(self._removed > 0), crc))
-        if state.version % TRIM_EVERY == 0 and state.version > JOURNAL_COUNT:
-            old = (state.number, state.version - JOURNAL_COUNT)
+        crc = record_crc(record, f"{version} {commit_id} {self._now} {told}")
+        row = (state.number, version, commit_id, self._now, record, told, int(self._removed > 0), crc)
+        self._pen.later(ADD_RECORD).append(row)
+        if version % TRIM_EVERY == 0 and version > JOURNAL_COUNT:
+            old = (state.number, version - JOURNAL_COUNT)
             where = "WHERE scope = ? AND version <= ?"
             self._pen.execute(
                 f"DELETE FROM removed WHERE place IN (SELECT place FROM journal {where} AND removed)",  # noqa: S608

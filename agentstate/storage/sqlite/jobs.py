@@ -103,7 +103,7 @@ class Task(Job[Result]):
 class CommitJob(Job[tuple[Committed, ...]]):
     """A commit: every condition of all its parts is checked before anything is written."""
 
-    __slots__ = ("_clock", "_commit_id", "_known", "_lease", "_locks", "_once", "_parts", "_release")
+    __slots__ = ("_address", "_clock", "_commit_id", "_known", "_lease", "_locks", "_once", "_parts", "_release")
 
     def __init__(
         self,
@@ -122,6 +122,7 @@ class CommitJob(Job[tuple[Committed, ...]]):
         self._parts = parts
         self._commit_id = commit_id
         self._lease = lease
+        self._address = "" if lease is None else lease.scope.text
         self._once = once
         self._release = release
         self._locks = locks
@@ -136,13 +137,11 @@ class CommitJob(Job[tuple[Committed, ...]]):
         except StateError as error:
             self.error = error
             return
-        first = changes[0].write(self._commit_id, once) if changes else None
-        rest = [change.write(self._commit_id, None) for change in changes[1:]]
-        self.result = () if first is None else (first, *rest)
+        self.result = tuple([change.write(self._commit_id, None if n else once) for n, change in enumerate(changes)])
 
     def _checked(self, pen: Pen) -> list[Change]:
         lease = self._lease
-        if lease is not None and not self._locks.holds(lease.scope.text, lease.nonce):
+        if lease is not None and not self._locks.holds(self._address, lease.nonce):
             raise LeaseLostError(
                 f"The turn of {lease.scope} was given back already; nothing was stored.",
                 scope=lease.scope,
@@ -160,7 +159,7 @@ class CommitJob(Job[tuple[Committed, ...]]):
     def settle(self, *, kept: bool) -> None:
         """Give the turn back when the commit is stored."""
         if kept and self._release and self._lease is not None:
-            self._locks.leave(self._lease.scope.text, self._lease.nonce)
+            self._locks.leave(self._address, self._lease.nonce)
 
 
 def deliver(jobs: list[Job[Any]]) -> None:

@@ -83,7 +83,8 @@ class KnownStates:
             if state is None or state.epoch != self._epoch or not self._is_current(scope) or not _knows(state, wants):
                 return None
             self._hits += 1
-            self._states[scope] = self._states.pop(scope)
+            if self._size * 2 > self._most:
+                self._states[scope] = self._states.pop(scope)
             return state
 
     def _is_current(self, scope: StateScope) -> bool:

@@ -27,13 +27,15 @@ class Pen:
         self._connection = connection
         self._waiting: dict[str, list[Sequence[object]]] = {}
 
-    def later(self, sql: str, row: Sequence[object]) -> None:
-        """Run a statement that changes one row of its own, before anything else looks; one kind for each table."""
+    def later(self, sql: str) -> list[Sequence[object]]:
+        """Return the rows for which a statement will run, before anything else looks; add to it at once.
+
+        Each changes one row of its own; a table has only one such statement.
+        """
         waiting = self._waiting.get(sql)
         if waiting is None:
-            self._waiting[sql] = [row]
-        else:
-            waiting.append(row)
+            waiting = self._waiting[sql] = []
+        return waiting
 
     def flush(self) -> None:
         """Run what waits."""

@@ -278,7 +278,7 @@ def journal(connection: Connection, scope: StateScope, now: float, after: int, l
     state = _live(connection, scope, now)
     if state is None:
         return ()
-    after = max(after, state.version - JOURNAL_COUNT)
+    after = max(after, state.stamp.version - JOURNAL_COUNT)
     rows = connection.execute(JOURNAL, (state.number, after, limit)).fetchall()
     return tuple(_record(connection, scope, row) for row in rows)
 

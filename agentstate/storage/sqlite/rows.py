@@ -16,6 +16,7 @@ import orjson
 from agentstate.errors import DamagedStateError
 from agentstate.scope import StateScope
 from agentstate.storage.protocol import Entry, LogItem, LogView, ScopeInfo, Stamp
+from agentstate.storage.records import new
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -42,6 +43,7 @@ COLUMNS: Final = (
 LOAD: Final = f"SELECT {COLUMNS} FROM scopes WHERE tenant = ? AND kind = ? AND id = ?"  # noqa: S608
 NUMBERS: Final = struct.Struct("<4q3d")
 POSITION_BITS: Final = 32
+NO_STAMP: Final = Stamp(0, 0)
 UNIQUE: Final = 1
 SWEPT: Final = 2
 
@@ -70,7 +72,7 @@ class Log:
         items = self.items
         if count < len(items):
             items = items[len(items) - count :]
-        return LogView(self.first, self.head, self.next_seq, self.stamp, self.size, items)
+        return new(LogView, (self.first, self.head, self.next_seq, self.stamp, self.size, items))
 
 
 @dataclass(slots=True)
@@ -88,8 +90,7 @@ class State:
 
     scope: StateScope
     number: int = 0
-    version: int = 0
-    commit_id: int = 0
+    stamp: Stamp = NO_STAMP
     birth: int = 0
     updated: float = 0.0
     expires: float | None = None
@@ -111,8 +112,7 @@ class State:
         return State(
             self.scope,
             self.number,
-            stamp.version,
-            stamp.commit_id,
+            stamp,
             self.birth,
             now,
             self.expires,
@@ -129,13 +129,8 @@ class State:
 
     def same_as(self, row: Row) -> bool:
         """Whether a row of `COLUMNS` is this state: whatever changes a state makes one of these another."""
-        told = (self.number, self.version, self.commit_id, self.expires, self.entry_bytes, self.heads)
+        told = (self.number, *self.stamp, self.expires, self.entry_bytes, self.heads)
         return row[:3] + row[5:8] == told
-
-    @property
-    def stamp(self) -> Stamp:
-        """The stamp of its last commit."""
-        return Stamp(self.version, self.commit_id)
 
     def alive(self, now: float) -> bool:
         """Whether it exists and has not expired."""
@@ -172,8 +167,8 @@ class State:
 
     def crc(self, heads: str) -> int:
         """Return what vouches for the row."""
-        numbers = (self.version, self.commit_id, self.birth, self.entry_bytes, self.created, self.updated)
-        told = zlib.crc32(heads.encode(), zlib.crc32(NUMBERS.pack(*numbers, self.expires or 0.0)))
+        numbers = (*self.stamp, self.birth, self.entry_bytes, self.created, self.updated, self.expires or 0.0)
+        told = zlib.crc32(heads.encode(), zlib.crc32(NUMBERS.pack(*numbers)))
         if self.owner is None and self.parent is None and not self.labels:
             return told
         return zlib.crc32(f"{self.owner!r} {self.parent!r} {self.pack_labels()}".encode(), told)
@@ -199,7 +194,7 @@ def unpack(scope: StateScope, row: Row) -> State:
     try:
         packed = orjson.loads(heads)
         state = State(
-            *(scope, number, version, commit_id, birth, updated, expires, entry_bytes, created, owner, parent),
+            *(scope, number, Stamp(version, commit_id), birth, updated, expires, entry_bytes, created, owner, parent),
             {} if labels is None else orjson.loads(labels),
             {name: Stamp(*stamp) for name, stamp in packed["s"].items()},
             {name: Log(line, Stamp(at, by), *rest) for name, (line, at, by, *rest) in packed["l"].items()},
@@ -226,9 +221,8 @@ def entry_crc(section: str, key: str, value: bytes | int, stamp: tuple[int, int]
     return zlib.crc32(b"%d" % value if isinstance(value, int) else value, told)
 
 
-def item_crc(item: LogItem, mark: int) -> int:
+def item_crc(seq: int, position: int, name: str, value: bytes, expires: float | None, mark: int) -> int:
     """Return what vouches for an item of a log."""
-    seq, position, name, value, expires = item
     told = zlib.crc32(name.encode(), (seq << 8) ^ (position << 2) ^ mark)
     return zlib.crc32(value, told if expires is None else zlib.crc32(b"%r" % expires, told))
 
@@ -241,7 +235,7 @@ def record_crc(data: bytes | None, told: str) -> int:
 def item_of(scope: StateScope, log: str, row: Row) -> LogItem:
     """Return the item of a row ``seq, position, id, value, expires, mark, crc``."""
     item = LogItem(*row[:5])
-    if item_crc(item, row[5]) != row[6]:
+    if item_crc(*item, row[5]) != row[6]:
         raise damaged(scope, f"item {item.position} of {log}")
     return item
 

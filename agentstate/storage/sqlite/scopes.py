@@ -46,7 +46,7 @@ def insert(connection: Statements, state: State) -> None:
     scope, heads = state.scope, state.pack_heads()
     row = (
         *(state.number, scope.tenant, scope.kind, scope.id),
-        *(state.version, state.commit_id, state.birth, state.updated),
+        *(*state.stamp, state.birth, state.updated),
         *(state.expires, state.entry_bytes, heads, state.crc(heads), state.created),
         *(state.owner, state.parent, state.pack_labels(), os.urandom(16)),
     )
@@ -61,13 +61,13 @@ def save_heads(connection: Statements, state: State) -> None:
 def heads_row(state: State) -> Row:
     """Return the values of `SAVE_HEADS`."""
     heads = state.pack_heads()
-    return (state.version, state.commit_id, state.updated, state.entry_bytes, heads, state.crc(heads), state.number)
+    return (*state.stamp, state.updated, state.entry_bytes, heads, state.crc(heads), state.number)
 
 
 def bury(connection: Statements, state: State, now: float, *, dropped: bool) -> None:
     """Remove a state. A tombstone keeps its version and its place in the feed; ``dropped`` tells the feed."""
     scope, number = state.scope, state.number
-    row = (scope.tenant, scope.kind, scope.id, state.version, state.commit_id, now + TOMBSTONE_SECONDS)
+    row = (scope.tenant, scope.kind, scope.id, *state.stamp, now + TOMBSTONE_SECONDS)
     ((tombstone,),) = connection.execute(BURY, row).fetchall()
     connection.execute("DELETE FROM entries WHERE scope = ?", (number,))
     connection.execute("DELETE FROM once WHERE scope = ?", (number,))
@@ -81,13 +81,13 @@ def bury(connection: Statements, state: State, now: float, *, dropped: bool) -> 
         "UPDATE journal SET scope = ?, record = NULL, ranges = NULL, removed = 0 WHERE scope = ?", (-tombstone, number)
     )
     connection.execute(
-        "DELETE FROM journal WHERE scope = ? AND version <= ?", (-tombstone, state.version - JOURNAL_COUNT)
+        "DELETE FROM journal WHERE scope = ? AND version <= ?", (-tombstone, state.stamp.version - JOURNAL_COUNT)
     )
     connection.execute("DELETE FROM scopes WHERE number = ?", (number,))
     if dropped:
         forget_failures(connection, scope)
         # A record without a commit of its own: the feed shows it as a drop.
-        drop = (-tombstone, state.version, now)
+        drop = (-tombstone, state.stamp.version, now)
         connection.execute("INSERT INTO journal(scope, version, at) VALUES(?, ?, ?)", drop)
 
 

@@ -38,6 +38,7 @@ from agentstate.storage.protocol import (
     Swept,
     Wants,
 )
+from agentstate.storage.records import new
 from agentstate.storage.sqlite import listing, reading
 from agentstate.storage.sqlite.engine import Engine
 from agentstate.storage.sqlite.jobs import CommitJob, Task
@@ -208,7 +209,7 @@ class SqliteStorage:
                 engine.locks.leave(scope.text, lease.nonce)
             raise
         if lease is not None:
-            snapshot.lease = Lease(scope, lease.nonce, 0, now + lease.seconds)
+            snapshot.lease = new(Lease, (scope, lease.nonce, 0, now + lease.seconds))
         return snapshot
 
     async def _push_expiry(

@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from agentstate.errors import DamagedStateError
-from agentstate.storage.protocol import FAILURE_COUNT, FAILURE_SECONDS, LogItem, Stamp, Swept
+from agentstate.storage.protocol import FAILURE_COUNT, FAILURE_SECONDS, Stamp, Swept
 from agentstate.storage.sqlite.rows import COLUMNS, SWEPT, State, item_crc, load, record_crc, scope_of, unpack
 from agentstate.storage.sqlite.scopes import bury, save_heads
 
@@ -165,7 +165,7 @@ class Sweep:
             state = self._state(number) if count < limit else None
             if state is not None:
                 position = key - state.logs[log].key(0)
-                crc = item_crc(LogItem(seq, position, item_id, b"", expires), SWEPT)
+                crc = item_crc(seq, position, item_id, b"", expires, SWEPT)
                 self._db.execute("UPDATE items SET value = x'', mark = ?, crc = ? WHERE key = ?", (SWEPT, crc, key))
                 state.logs[log].size -= length
                 touched.add((number, log))
