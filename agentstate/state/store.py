@@ -229,9 +229,9 @@ class Store:
         changed = self._changed(turn)
         if not changed:
             return ()
-        parts = [self._part(turn, buffer) for _, buffer in changed]
+        parts = [self._part(turn, buffer) for buffer in changed]
         turn.publishing = asyncio.Event()
-        work = self._publish(turn, [buffer for _, buffer in changed], parts)
+        work = self._publish(turn, changed, parts)
         return await (work if self._inline else settle(work, taskless=self._taskless))
 
     async def _publish(self, turn: Turn, buffers: list[Buffer], parts: list[Part]) -> tuple[Committed, ...]:
@@ -247,18 +247,22 @@ class Store:
             event, turn.publishing, turn.plain = turn.publishing, None, plain
             assert event is not None
             event.set()
-        self._say_committed(turn, done)
+        if debugging():
+            self._say_committed(turn, done)
         return done
 
-    def _changed(self, turn: Turn) -> list[tuple[StateScope, Buffer]]:
-        for buffer in turn.frame.buffers.values():
+    def _changed(self, turn: Turn) -> list[Buffer]:
+        frame = turn.frame
+        changed: list[Buffer] = []
+        for scope, buffer in frame.buffers.items():
             buffer.settle_handed(autosave=turn.settings.autosave)
+            if buffer.changed or (turn.once is not None and scope == turn.scope):
+                changed.append(buffer)
         turn.check_open()
-        return [(s, b) for s, b in turn.frame.buffers.items() if b.changed or (turn.once and s == turn.scope)]
+        return changed
 
     def _say_committed(self, turn: Turn, done: tuple[Committed, ...]) -> None:
-        if debugging():
-            debug("commit", **who(turn.origin, turn.scope), stamp=str(done[0].stamp), states=len(done))
+        debug("commit", **who(turn.origin, turn.scope), stamp=str(done[0].stamp), states=len(done))
 
     async def commit_turn(self, turn: Turn) -> tuple[Committed, ...]:
         """Commit what a turn has changed, and end it, whatever happens."""
@@ -268,7 +272,7 @@ class Store:
             if turn.lazy and self.legacy is not None:  # nothing was read yet
                 await self.legacy.refuse(turn.scope)
             changed = self._changed(turn)
-            parts = [self._part(turn, buffer) for _, buffer in changed]
+            parts = [self._part(turn, buffer) for buffer in changed]
         except BaseException as error:
             await refused(self, turn, error)
             raise
@@ -277,7 +281,8 @@ class Store:
             return ()
         turn.frame.open = False  # what comes now would not be in this commit
         done = await self._send(turn, parts)
-        self._say_committed(turn, done)
+        if debugging():
+            self._say_committed(turn, done)
         return done
 
     def _part(self, turn: Turn, buffer: Buffer) -> Part:
