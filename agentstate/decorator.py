@@ -186,6 +186,8 @@ def stateful(func: Callable[..., Any] | None = None, /, **arguments: Any) -> Any
             the same key gets the first one's result and changes nothing.
         inject: ``False``: inject nothing (use `agentstate.current`); a mapping renames, as in
             ``{"context": "state", "context_id": "sid"}``.
+        state: a pydantic model or dataclass, whose fields are variables: the parameter that is annotated
+            with it gets one, and the fields that the handler changed are set when it has succeeded.
         reads: variables that come with the first read even of a large state.
         turns, wait, max_waiting, turn_timeout, history, commit, on_error, on_unavailable, …:
             see ``docs/configuration.md``; so are the backends' own options.
@@ -210,8 +212,10 @@ def _decorate(
         made: Any = _decorate(cast("Any", func).__func__, arguments, kind, names, required=required)
         return staticmethod(made) if isinstance(func, staticmethod) else classmethod(made)
     func, called = _as_function(func)
-    target: Callable[..., Any] = getattr(func, "__func__", func)
     given = dict(arguments)
+    plain: Callable[..., Any] = getattr(func, "__func__", func)
+    func = _typed_state(func, given.pop("state", None))
+    target: Callable[..., Any] = getattr(func, "__func__", func)
     injection = plan(target, given.pop("inject", True), required=required)
     reads = tuple(given.pop("reads", ()))
     registered = getattr(target, "__agentstate_name__", None)
@@ -229,8 +233,16 @@ def _decorate(
     handler = StatefulHandler(func, binding, injection, _runner(target, binding, calls))
     from agentstate.dispatching import wrapped
 
-    wrapped(target, handler)
+    wrapped(plain, handler)
     return handler
+
+
+def _typed_state(func: Any, wanted: type[Any] | None) -> Any:
+    if wanted is None:
+        return func
+    from agentstate.manager.typedturn import with_typed_state
+
+    return with_typed_state(func, wanted)
 
 
 def _is_stateful(func: Any) -> bool:

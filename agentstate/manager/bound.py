@@ -26,13 +26,13 @@ class BoundState(Operations):
 
     def __init__(self, operations: Operations, scopes: Mapping[str, StateScope]) -> None:
         """Bind to a scope of each kind."""
-        self._operations = operations
+        self.operations = operations
         self.routes = operations.routes
         self._scopes = dict(scopes)
 
     def bind(self, **ids: str | tuple[str, str]) -> BoundState:
         """Return a state bound to more ids; see `StateManager.bind`."""
-        return BoundState(self._operations, {**self._scopes, **scopes_of(ids)})
+        return BoundState(self.operations, {**self._scopes, **scopes_of(ids)})
 
     def resolve(self, scope: AnyScope) -> StateScope:
         """Return the address that is meant."""
@@ -43,11 +43,11 @@ class BoundState(Operations):
                     f"Which {scope} is meant isn't known here.", remedy=f"Bind it: state.bind({scope}=ID)."
                 )
             scope = found
-        return self._operations.resolve(scope)
+        return self.operations.resolve(scope)
 
     async def run(self, scope: StateScope, operation: Callable[..., Awaitable[R]], *args: Any, **kwargs: Any) -> R:
         """Run an operation on a frame."""
-        return await self._operations.run(scope, operation, *args, **kwargs)
+        return await self.operations.run(scope, operation, *args, **kwargs)
 
 
 def scopes_of(ids: Mapping[str, str | tuple[str, str] | None]) -> dict[str, StateScope]:

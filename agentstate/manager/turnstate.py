@@ -39,12 +39,17 @@ class _SharedBuffer(Buffer):
 
 
 class TurnStates(Accessors):
-    """Calls on any state, in the turn that a frame belongs to."""
+    """Calls on any state, in the turn that a frame belongs to.
+
+    Attributes:
+        own: the turn's own state.
+    """
 
     def __init__(self, frame: Frame) -> None:
         """Work in a frame."""
         turn = frame.turn
         self._frame = frame
+        self.own = turn.scope
         self.routes = Routes(
             turn.store, None, tenant=turn.scope.tenant, principal=turn.principal or None, max_value_bytes=None
         )

@@ -13,6 +13,7 @@ One background loop per process does the work, whichever thread calls. A call on
 loop raises `TurnError`, since it would block that loop. A forked child has a loop of its own.
 """
 
+from agentstate.sync.blocking import finish
 from agentstate.sync.contents import AgentScope, ConversationScope, GlobalScope, TeamScope, WorkflowScope
 from agentstate.sync.faces import BoundState, ScopedState, StateManager, Transaction
 from agentstate.sync.named import (
@@ -40,4 +41,5 @@ __all__ = [
     "TeamScope",
     "Transaction",
     "WorkflowScope",
+    "finish",
 ]
