@@ -48,11 +48,13 @@ def _other_user() -> str | None:
 class PostgresServer:
     """A PostgreSQL server of one's own. Its data outlives `kill` and `restart`.
 
-    ``settings`` are those of ``postgresql.conf``; ``durable`` makes it sync every commit.
+    ``settings`` are those of ``postgresql.conf``; ``durable`` makes it sync every commit;
+    ``auth`` is how it knows who comes.
     """
 
-    def __init__(self, *, durable: bool = False, **settings: str) -> None:
+    def __init__(self, *, durable: bool = False, auth: str = "scram-sha-256", **settings: str) -> None:
         self._settings = {**ALWAYS, **({} if durable else QUICK), **settings}
+        self._auth = auth
         self._root = Path(tempfile.mkdtemp(prefix="agentstate-postgres-"))
         self._data = self._root / "data"
         self._process: subprocess.Popen[bytes] | None = None
@@ -82,7 +84,7 @@ class PostgresServer:
         secret = self._root / "password"
         secret.write_text(PASSWORD)
         secret.chmod(0o644)
-        options = ["--auth=scram-sha-256", f"--pwfile={secret}", "--no-sync", "--encoding=UTF8", "--locale=C"]
+        options = [f"--auth={self._auth}", f"--pwfile={secret}", "--no-sync", "--encoding=UTF8", "--locale=C"]
         done = self._run([self._binary("initdb"), "-D", self._data, "-U", USER, *options], stdout=subprocess.PIPE)
         said, _ = done.communicate()
         assert done.returncode == 0, said.decode()

@@ -42,6 +42,10 @@ WHERE s.tenant = $2 AND s.kind = $3 AND s.id = $4 AND s.birth <> 0
 OUTCOME: Final = """
 SELECT j.version FROM {schema}.states s JOIN {schema}.journal j ON j.scope = s.number
 WHERE s.tenant = $1 AND s.kind = $2 AND s.id = $3 AND j.commit_id = $4 AND NOT j.dropped"""
+TOUCH: Final = """
+UPDATE {schema}.states SET expires = $5 + $6 WHERE tenant = $1 AND kind = $2 AND id = $3 AND birth = $4
+    AND expires > $5 AND expires - $5 < $6 / 2
+RETURNING expires"""
 FAILURES: Final = """
 SELECT record, crc FROM {schema}.failures
 WHERE tenant = $2 AND kind = $3 AND id = $4 AND at > coalesce($1, extract(epoch FROM clock_timestamp())) - 604800
@@ -60,7 +64,9 @@ class Calls:
             return f"SELECT * FROM {schema}.{name}_{release()}({places})"  # noqa: S608 - a name of ours
 
         statement: Callable[[str], str] = lambda text: text.replace("{schema}", schema)  # noqa: E731
-        self.read = function("read", 17)
+        self.look = function("look", 11)
+        self.enter = function("enter", 17)
+        self.touch = statement(TOUCH)
         self.commit = function("commit", 57)
         self.wait = function("wait", 5)
         self.leave = function("leave", 8)

@@ -32,6 +32,8 @@ SQL: Final = Path(__file__).parent / "sql"
 MIGRATIONS: Final[dict[int, str]] = {1: "tables.sql"}
 FORMAT: Final = max(MIGRATIONS)
 FUNCTIONS: Final = ("basics", "read", "commit", "turns", "removing", "looking", "listing")
+# What several functions have in common.
+PIECES: Final = ("found", "gather")
 
 SERVER: Final = """
 SELECT current_setting('server_version_num')::integer AS version, current_setting('server_version') AS name,
@@ -55,7 +57,10 @@ class Admission(NamedTuple):
 
 @cache
 def _functions() -> str:
-    return "\n".join((SQL / f"{name}.sql").read_text() for name in FUNCTIONS)
+    text = "\n".join((SQL / f"{name}.sql").read_text() for name in FUNCTIONS)
+    for piece in PIECES:
+        text = text.replace(f"{{{piece}}}", (SQL / f"{piece}.sql").read_text().rstrip())
+    return text
 
 
 @cache

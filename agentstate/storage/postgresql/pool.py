@@ -2,8 +2,9 @@
 
 It is our own, since asyncpg's makes a task for each release and asks the server to reset the
 session, which is a hidden round trip; our calls leave nothing behind in a session. Lending
-never awaits while there is a free connection. A connection whose call was cancelled or whose
-answer is missing isn't lent again.
+never awaits while there is a free connection. First come, first served: who waits gets the next
+connection that becomes free or was made, whichever is sooner. A connection whose call was
+cancelled or whose answer is missing isn't lent again.
 
 Cancellation: who is cancelled while waiting leaves the line, and passes on what it was given in
 that moment; a connection that was being made for it goes to the others.
@@ -13,10 +14,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from agentstate.errors import StorageUnavailableError
+from agentstate.errors import StateError, StorageUnavailableError
 from agentstate.storage.postgresql.dial import close_socket, connect
 from agentstate.storage.postgresql.faults import closed
 
@@ -39,7 +39,7 @@ class Pool:
         self._tls = tls
         self._idle: list[Any] = []
         self._all: set[Any] = set()
-        self._making = 0
+        self._making: set[asyncio.Task[None]] = set()
         self._waiting: deque[asyncio.Future[Any]] = deque()
 
     async def acquire(self) -> Any:
@@ -56,27 +56,19 @@ class Pool:
             self._all.discard(connection)
         if self.ended:
             raise closed(self._options.location)
-        if len(self._all) + self._making < self._options.pool_size:
-            self._making += 1
-            return await self._given(self.loop.create_task(self._make()))
         future: asyncio.Future[Any] = self.loop.create_future()
         self._waiting.append(future)
+        self._make_more()
         timer = self.loop.call_later(self._options.pool_timeout, self._give_up, future)
-        try:
-            return await self._given(future)
-        finally:
-            timer.cancel()
-
-    async def _given(self, future: asyncio.Future[Any]) -> Any:
         try:
             return await asyncio.shield(future)
         except asyncio.CancelledError:
-            future.add_done_callback(self._pass_on)
+            if future.done() and future.exception() is None:
+                self.release(future.result())
+            future.cancel()
             raise
-
-    def _pass_on(self, future: asyncio.Future[Any]) -> None:
-        if not future.cancelled() and future.exception() is None:
-            self.release(future.result())
+        finally:
+            timer.cancel()
 
     def _give_up(self, future: asyncio.Future[Any]) -> None:
         if not future.done():
@@ -89,19 +81,32 @@ class Pool:
                 )
             )
 
-    async def _make(self) -> Any:
+    def _make_more(self) -> None:
+        """See that as many connections are being made as are waited for, within the limit."""
+        while self._waiting and self._waiting[0].done():
+            self._waiting.popleft()
+        room = self._options.pool_size - len(self._all) - len(self._making)
+        for _ in range(min(room, len(self._waiting) - len(self._making))):
+            task = self.loop.create_task(self._make())
+            self._making.add(task)
+            task.add_done_callback(self._making.discard)
+
+    async def _make(self) -> None:
         try:
             connection = await connect(self._options, self._tls)
-        except BaseException:
-            self._making -= 1
-            self._serve_next()
-            raise
-        self._making -= 1
-        if self.ended:
-            connection.terminate()
-            raise closed(self._options.location)
+        except StateError as error:
+            # Who waits may still be served by the connections there are.
+            if not self._all:
+                self._fail(error)
+            return
         self._all.add(connection)
-        return connection
+        self.release(connection)
+
+    def _fail(self, error: StateError) -> None:
+        waiting, self._waiting = self._waiting, deque()
+        for future in waiting:
+            if not future.done():
+                future.set_exception(error)
 
     def release(self, connection: Any) -> None:
         """Take a connection back, or what is left of it."""
@@ -109,7 +114,7 @@ class Pool:
             connection.terminate()
         if connection.is_closed():
             self._all.discard(connection)
-            self._serve_next()
+            self._make_more()
             return
         while self._waiting:
             future = self._waiting.popleft()
@@ -118,26 +123,6 @@ class Pool:
                 return
         self._idle.append(connection)
 
-    def _serve_next(self) -> None:
-        """Make a connection for the first who waits, in the place of one that broke."""
-        while self._waiting:
-            future = self._waiting.popleft()
-            if future.done():
-                continue
-            self._making += 1
-            self.loop.create_task(self._make()).add_done_callback(partial(self._hand_over, future))
-            return
-
-    def _hand_over(self, future: asyncio.Future[Any], made: asyncio.Task[Any]) -> None:
-        if made.cancelled():
-            future.cancel()
-        elif future.done():
-            self._pass_on(made)
-        elif (error := made.exception()) is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(made.result())
-
     def abort(self) -> None:
         """Close all connections at once, on the own loop."""
         self.ended = True
@@ -145,10 +130,7 @@ class Pool:
             connection.terminate()
         self._all.clear()
         self._idle.clear()
-        for future in self._waiting:
-            if not future.done():
-                future.set_exception(closed(self._options.location))
-        self._waiting.clear()
+        self._fail(closed(self._options.location))
 
     async def close(self) -> None:
         """Close in order what is idle, and the rest at once."""

@@ -174,19 +174,34 @@ class PostgresqlStorage:
         """See `Storage.read`."""
         here = self._ready() or await self._here()
         sections, keys, tails, inline_bytes = wants
-        asked = (None,) * 4 if lease is None else (*lease, here.waker.channel)
-        (row,) = await here.ask(
-            self._calls.read,
-            *(self._now(), *place_of(scope), scope.partition(PARTITIONS), *asked, touch),
-            *(inline_bytes, None if sections is None else list(sections)),
+        asked = (
+            *(self._now(), *place_of(scope), inline_bytes, None if sections is None else list(sections)),
             *([section for section, _ in keys], [key for _, key in keys]),
             *([log for log, _ in tails], [count for _, count in tails], once),
         )
-        here.waker.tell(row[5], row[6])
+        if lease is None:
+            (row,) = await here.ask(self._calls.look, *asked)
+            snapshot = decode.snapshot_of(scope, row, wants, None, once)
+            if touch is not None and snapshot.expires_at is not None:
+                await self._touch(here, snapshot, touch)
+            return snapshot
+        (row,) = await here.ask(
+            self._calls.enter, *asked, scope.partition(PARTITIONS), *lease, here.waker.channel, touch
+        )
+        if row["wake_nonce"] is not None:
+            here.waker.tell(row["wake_channel"], row["wake_nonce"])
         snapshot = decode.snapshot_of(scope, row, wants, lease, once)
         if snapshot.lease is not None:
-            self._held[snapshot.lease.nonce] = scope
+            self._held[lease.nonce] = scope
         return snapshot
+
+    async def _touch(self, here: LoopConnections, snapshot: Snapshot, seconds: float) -> None:
+        """Renew a sliding lifetime of which less than half is left: a trip of its own, as rare as that is."""
+        now = snapshot.now
+        if snapshot.expires_at is not None and snapshot.expires_at - now < seconds / 2:
+            place = place_of(snapshot.scope)
+            for (expires,) in await here.ask(self._calls.touch, *place, snapshot.birth, now, seconds):
+                snapshot.expires_at = expires
 
     async def wait_turn(self, scope: StateScope, nonce: int, seconds: float) -> None:
         """See `Storage.wait_turn`."""

@@ -44,7 +44,7 @@ $body$;
 
 -- Removes all that belongs to an incarnation of a state, but for its row and its place in the feed.
 CREATE OR REPLACE FUNCTION {schema}.wipe_{release}(p_scope bigint) RETURNS void
-LANGUAGE plpgsql SET enable_seqscan = off AS $body$
+LANGUAGE plpgsql SET enable_seqscan = off SET plan_cache_mode = force_generic_plan AS $body$
 BEGIN
   DELETE FROM {schema}.entries WHERE scope = p_scope;
   DELETE FROM {schema}.items WHERE scope = p_scope;
@@ -58,7 +58,7 @@ END $body$;
 CREATE OR REPLACE FUNCTION {schema}.bury_{release}(
   p_scope bigint, p_now double precision, p_commit bigint, p_told boolean
 )
-RETURNS void LANGUAGE plpgsql SET enable_seqscan = off AS $body$
+RETURNS void LANGUAGE plpgsql SET enable_seqscan = off SET plan_cache_mode = force_generic_plan AS $body$
 DECLARE
   v_xid bigint := pg_current_xact_id()::text::bigint;
 BEGIN

@@ -22,7 +22,7 @@ CREATE OR REPLACE FUNCTION {schema}.commit_{release}(
   OUT found_version bigint, OUT found_commit bigint,
   OUT versions bigint[], OUT commits bigint[], OUT births bigint[], OUT ends double precision[],
   OUT touched text[], OUT sums bigint[], OUT wake_channel text, OUT wake_nonce bigint
-) LANGUAGE plpgsql SET enable_seqscan = off AS $body$
+) LANGUAGE plpgsql SET enable_seqscan = off SET plan_cache_mode = force_generic_plan AS $body$
 DECLARE
   n CONSTANT integer := cardinality(p_tenants);
   all_states {schema}.states[] := '{}';

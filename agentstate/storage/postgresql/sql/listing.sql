@@ -15,6 +15,7 @@ DECLARE
   t CONSTANT text := CASE WHEN p_label IS NULL THEN 's' ELSE 'l' END;
   v_down CONSTANT text := CASE WHEN p_reverse THEN ' DESC' ELSE '' END;
   v_behind CONSTANT text := CASE WHEN p_reverse THEN ' < ' ELSE ' > ' END;
+  v_now CONSTANT double precision := coalesce(p_now, extract(epoch FROM clock_timestamp()));
   v_kind text;
   v_where text;
   v_more text;
@@ -44,7 +45,7 @@ BEGIN
       || ' WHERE ' || v_where || v_more || ' ORDER BY '
       || CASE WHEN p_by_update THEN t || '.updated' || v_down || ', ' ELSE '' END || t || '.id' || v_down
       || ' LIMIT $12'
-      USING p_tenant, v_kind, p_now, p_label, p_owner, p_low, p_high, p_before, p_after, p_cursor_updated, p_cursor_id,
+      USING p_tenant, v_kind, v_now, p_label, p_owner, p_low, p_high, p_before, p_after, p_cursor_updated, p_cursor_id,
         p_limit;
     GET DIAGNOSTICS v_count = ROW_COUNT;
     v_found := v_found + v_count;

@@ -3,7 +3,7 @@
 -- Drops a live state whose turn is free, if its stamp is still the one given.
 CREATE OR REPLACE FUNCTION {schema}.drop_{release}(
   p_now double precision, p_tenant text, p_kind text, p_id text, p_version bigint, p_commit bigint
-) RETURNS boolean LANGUAGE plpgsql SET enable_seqscan = off AS $body$
+) RETURNS boolean LANGUAGE plpgsql SET enable_seqscan = off SET plan_cache_mode = force_generic_plan AS $body$
 DECLARE
   s {schema}.states;
   v_now double precision;
@@ -25,7 +25,7 @@ END $body$;
 CREATE OR REPLACE FUNCTION {schema}.sweep_{release}(
   p_now double precision, p_limit integer,
   OUT tenants text[], OUT kinds text[], OUT ids text[], OUT entries integer, OUT items integer
-) LANGUAGE plpgsql SET enable_seqscan = off AS $body$
+) LANGUAGE plpgsql SET enable_seqscan = off SET plan_cache_mode = force_generic_plan AS $body$
 DECLARE
   v_now double precision := coalesce(p_now, extract(epoch FROM clock_timestamp()));
   v_xid bigint;

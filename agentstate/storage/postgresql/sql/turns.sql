@@ -3,7 +3,7 @@
 -- Keeps a waiter in line; returns NULL when it is worth reading again, else the seconds the turn is still held.
 CREATE OR REPLACE FUNCTION {schema}.wait_{release}(
   p_now double precision, p_tenant text, p_kind text, p_id text, p_nonce bigint
-) RETURNS double precision LANGUAGE plpgsql SET enable_seqscan = off AS $body$
+) RETURNS double precision LANGUAGE plpgsql SET enable_seqscan = off SET plan_cache_mode = force_generic_plan AS $body$
 DECLARE
   s {schema}.states;
   v_now double precision;
@@ -27,7 +27,7 @@ CREATE OR REPLACE FUNCTION {schema}.leave_{release}(
   p_now double precision, p_tenant text, p_kind text, p_id text, p_nonce bigint,
   p_token bigint, p_failure bytea, p_crc integer,
   OUT wake_channel text, OUT wake_nonce bigint
-) LANGUAGE plpgsql SET enable_seqscan = off AS $body$
+) LANGUAGE plpgsql SET enable_seqscan = off SET plan_cache_mode = force_generic_plan AS $body$
 DECLARE
   s {schema}.states;
   v_now double precision;
@@ -78,7 +78,7 @@ END $body$;
 -- Lengthens turns that are still held, and the lives of their states with them. Rows are locked in the order given.
 CREATE OR REPLACE FUNCTION {schema}.renew_{release}(
   p_now double precision, p_tenants text[], p_kinds text[], p_ids text[], p_nonces bigint[], p_seconds double precision
-) RETURNS boolean[] LANGUAGE plpgsql SET enable_seqscan = off AS $body$
+) RETURNS boolean[] LANGUAGE plpgsql SET enable_seqscan = off SET plan_cache_mode = force_generic_plan AS $body$
 DECLARE
   v_now double precision;
   v_held boolean[] := '{}';
