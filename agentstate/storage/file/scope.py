@@ -42,6 +42,7 @@ __all__ = [
     "Seen",
     "SnapshotFile",
     "check_format",
+    "is_segment",
     "look",
     "look_at",
     "segment_name",
@@ -84,6 +85,11 @@ def segment_name(base: int) -> str:
     return f"journal-{base:012d}.jsonl"
 
 
+def is_segment(name: str) -> bool:
+    """Return whether this is how a log that isn't the newest is named."""
+    return name.startswith("journal-") and name.endswith(".jsonl")
+
+
 def look(path: str) -> Seen | None:
     """Return what a file is now, ``None`` if there is none."""
     try:
@@ -110,6 +116,7 @@ class ScopeFiles:
         told: the feed knows the lines up to this number, as far as is known here.
         sum: digest of the log's last line.
         end: where that line ends.
+        synced: up to where the log was synced here, if it was.
         seen: what the log was when it was last read or written, ``None`` when there was none.
         snapshot: what ``state.json`` was.
         rotate_from: how long the log must be at least before it is begun anew.
@@ -131,7 +138,7 @@ class ScopeFiles:
     def forget(self) -> None:
         """Let go of the image; the next refresh reads everything."""
         self.held: Held | None = None
-        self.n = self.base = self.end = self.told = 0
+        self.n = self.base = self.end = self.told = self.synced = 0
         self.sum = ""
         self.snapshot = SnapshotFile()
         self.seen: Seen | None = None
@@ -337,7 +344,7 @@ class ScopeFiles:
             return False
         if self._read_snapshot() is None or self.snapshot.n != self.n:
             return False
-        self.end = 0
+        self.end = self.synced = 0
         self._take(lines[0])
         self.settle()
         return True

@@ -184,7 +184,8 @@ def decode_state(scope: StateScope, data: Json, items: bytes) -> Held:
 
 
 def _decode_log(name: str, data: Json, found: dict[str, _Items]) -> Log:
-    first, head = data["first"], data["head"]
+    first: int = data["first"]
+    head: int = data["head"]
     start, items, ids = found.get(name) or _Items(first, [], {})
     low, high = max(first - start, 0), max(head + 1 - start, 0)
     gone = items[:low] + items[high:]
@@ -192,7 +193,8 @@ def _decode_log(name: str, data: Json, found: dict[str, _Items]) -> Log:
         items = items[low:high]
     if len(items) != head + 1 - first:
         raise ValueError(f"the log {name!r} has {len(items)} of its {head + 1 - first} items")
-    for position in data["blank"]:
+    blank: list[int] = data["blank"]
+    for position in blank:
         emptied = items[position - first]
         items[position - first] = emptied._replace(value=b"")
         gone.append(emptied)

@@ -23,6 +23,7 @@ from agentstate.storage.file.scope import (
     HEADER_BYTES,
     ROTATE_BYTES,
     SnapshotFile,
+    is_segment,
     look,
     look_at,
     segment_name,
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
     from agentstate.storage.file.scope import ScopeFiles
 
-__all__ = ["UndecidedError", "Written", "append", "rotate", "rotation_due", "segments", "sync"]
+__all__ = ["UndecidedError", "Written", "append", "rotate", "rotation_due", "sync"]
 
 ROTATE_FACTOR: Final = 2
 
@@ -102,6 +103,8 @@ def sync(files: ScopeFiles, line: Written, *, synced: bool) -> None:
         raise
     files.logs.give(files.log_path, files.seen.inode, line.descriptor)
     files.n, files.sum, files.end = files.n + 1, line.sum, files.end + line.size
+    if synced:
+        files.synced = files.end
 
 
 def _take_back(files: ScopeFiles, descriptor: int) -> bool:
@@ -151,7 +154,8 @@ def rotate(files: ScopeFiles) -> None:
         files.refresh(locked=True)
     if files.n == files.base:
         return
-    _sync_log(files)
+    if files.synced != files.end:
+        _sync_log(files)
     if files.snapshot.n < files.n:
         _write_snapshot(files)
     disk = files.disk
@@ -164,6 +168,7 @@ def rotate(files: ScopeFiles) -> None:
     disk.write_new(files.log_path, line)
     disk.sync_directory(files.path)
     files.base, files.sum, files.end, files.seen = files.n, after, len(line), look(files.log_path)
+    files.synced = files.end
     files.rotate_from = ROTATE_BYTES
     _prune(files)
 
@@ -210,19 +215,17 @@ def _archive(files: ScopeFiles) -> Archive | None:
     return archive
 
 
-def segments(files: ScopeFiles) -> list[str]:
-    """Return the paths of the earlier logs, oldest first."""
-    return sorted(str(path) for path in Path(files.path).glob("journal-*.jsonl"))
-
-
 def _prune(files: ScopeFiles) -> None:
     assert files.held is not None
     held, keep = files.held, files.snapshot.archive
-    for stale in (*Path(files.path).glob("items-*.jsonl"), *Path(files.path).glob("*.tmp")):
-        if keep is None or stale.name != keep.file:
-            files.disk.unlink(str(stale))
+    names = os.listdir(files.path)  # noqa: PTH208 - names are what is compared
+    for name in names:
+        stale = name.startswith("items-") and (keep is None or name != keep.file)
+        if stale or name.endswith(".tmp"):
+            files.disk.unlink(f"{files.path}/{name}")
     version, records = held.image.version, held.records
-    for path in reversed(segments(files)):
+    for name in sorted((name for name in names if is_segment(name)), reverse=True):
+        path = f"{files.path}/{name}"
         first = _segment_header(files, path)
         useful = first["records"] < records and held.records - records < JOURNAL_COUNT and version > held.floor
         if not useful:
