@@ -63,13 +63,20 @@ end
 
 -- A new generation of known commits begins when this one holds 32 and is 30 seconds old.
 local aged = not since or (now - since >= KNOWN_SECONDS and call('HLEN', known) > KNOWN_COUNT + 1)
-local rare = aged or not alive or expires or ttl ~= 'k' or (line and line ~= '') or record[8] or find(options, '[xom]')
+-- A lifetime that slides needs no more than a new end, as long as the engine's own expiry is far off.
+local slides = expires and tonumber(ttl) and find(options, 's', 1, true) and tonumber(record[5] or 0) >= now + 1.5 * ttl
+local rare = aged or not alive or not (slides or ttl == 'k') or (line and line ~= '') or record[8] or find(options, '[xom]')
 for i = 1, log_count do rare = rare or not record[RECORD_FIELDS + i] end
 if rare then
   -- Here: tools records index expiry remove line changes whole
 end
 
 -- From here on: what nearly all commits are, entries and new items at the end of logs, to a living state.
+if slides then
+  expires = format('%.6f', now + ttl)
+  if tonumber(expires) ~= now + ttl then expires = format('%.17g', now + ttl) end
+  call('ZCARD', base .. 'expiry')
+end
 local entries, old, some = key('entries'), {}, entry_count == 0 or bytes == '0'
 if entry_count > 0 then old = call('HMGET', entries, unpack(ARGV, fields + 1, fields + entry_count)) end
 for i = 1, entry_count do
@@ -99,9 +106,10 @@ if named then call('ZCARD', key('keys')) end
 
 local set = {'head', stamp .. ' ' .. nowtext .. ' ' .. bytes + ARGV[14] .. ' ' .. origin}
 if nonce ~= '' and find(options, 'r', 1, true) then set[3], set[4] = 'turn', '0 ' .. counter end
+if slides then set[#set + 1], set[#set + 2] = 'expires', expires end
 for i = sections + 1, sections + section_count do set[#set + 1], set[#set + 2] = ARGV[i], stamp end
 
-local items, ranges, reply = {}, '', version .. ' ' .. born .. ' -'
+local items, ranges, reply = {}, '', version .. ' ' .. born .. ' ' .. (expires or '-')
 for i = 1, log_count do
   local field, count, added = ARGV[14 + i], ARGV[taken + 1], {}
   local first, last, seq, size = match(record[RECORD_FIELDS + i], '^%S+ (%d+) (%d+) (%d+) (%d+)$')
@@ -123,6 +131,7 @@ if sub(address, 1, 1) == '@' then tenant, body = match(address, '^@([^/]*)/(.*)$
 call('ZADD', base .. 'by-time:kind:' .. tenant .. ':' .. match(body, '^%a+'), nowtext, body)
 if record[7] then call('ZADD', base .. 'by-time:owner:' .. tenant .. ':' .. record[7], nowtext, body) end
 call('XADD', base .. 'feed', 'MAXLEN', '~', '2000', '*', 'is', stamp .. ' ' .. nowtext .. ' ' .. address)
+if slides then call('ZADD', base .. 'expiry', expires, 'scope\0' .. address) end
 if put_count > 0 then call('HSET', entries, unpack(values)) end
 if named then call('ZADD', key('keys'), unpack(named)) end
 for i = 1, log_count do call('RPUSH', key(ARGV[14 + i]), unpack(items[i])) end
