@@ -26,6 +26,7 @@ from agentstate.errors import (
 from agentstate.observability import bind_context, unbind_context, warning
 from agentstate.state import failures, history
 from agentstate.state.record import Origin
+from agentstate.state.settle import own_task
 from agentstate.state.store import Store
 from agentstate.state.turn import Frame, Turn, current, new_id
 from agentstate.storage.protocol import OnceRecord
@@ -237,12 +238,18 @@ def begin(turn: Turn) -> Any:
 def end(tokens: Any) -> None:
     """Let the running code be outside again."""
     token, keys = tokens
-    current.reset(token)
-    unbind_context(keys)
+    try:
+        current.reset(token)
+        unbind_context(keys)
+    except ValueError:  # a coroutine that is being closed from elsewhere: what was set is out of reach
+        return
 
 
 async def failed(turn: Turn, request: Request, error: BaseException) -> None:
     """End a turn whose handler failed."""
+    if isinstance(error, GeneratorExit):
+        _let_go(turn)
+        return
     mode = turn.settings.on_error
     if mode == "rollback" or turn.settings.turns == "read" or isinstance(error, asyncio.CancelledError):
         await failures.fail(turn.store, turn, error)
@@ -253,6 +260,19 @@ async def failed(turn: Turn, request: Request, error: BaseException) -> None:
         await turn.store.commit_turn(turn)
     except Exception:  # noqa: BLE001 - the handler's own error is what the caller must see
         warning("what a failed handler left couldn't be stored", handler=request.handler, exc_info=True)
+
+
+def _let_go(turn: Turn) -> None:
+    """End a turn whose coroutine is being closed, which can't wait for anything.
+
+    That happens to a task of a loop that nobody runs any more: then the lease ends by itself.
+    """
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        turn.close()
+    else:
+        own_task(turn.store.abandon(turn))
 
 
 def _keep_input(turn: Turn) -> None:

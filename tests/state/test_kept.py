@@ -64,7 +64,8 @@ TWINS = [
     unicodedata.normalize("NFC", "Zoë"),
     unicodedata.normalize("NFD", "Zoë"),
     "zoë", "ZOË", "straße", "strasse", "STRASSE", "ﬁn", "fin", "K-1", "k-1", "\u212a-1",
-    "c-1", "c-1 ", " c-1", "c-1\n", "c\u20111", "C-1", "Ω", "\u2126", "\u0131", "i", "I", "İ", "a\u200db", "ab", "\uff11", "1",
+    "c-1", "c-1 ", " c-1", "c-1\n", "c\u20111", "C-1", "Ω", "\u2126", "\u0131", "i", "I", "İ", "a\u200db", "ab",
+    "\uff11", "1",
 ]  # fmt: skip
 
 

@@ -144,6 +144,8 @@ class ValkeyStorage:
         here = self._connections.found()
         if here is not None and self._held:
             await turns.give_back(here, self._keys, self._held, self._now())
+        elif self._held:
+            await turns.give_back_elsewhere(self._connections.link, self._keys, self._held, self._now())
         self._held.clear()
         await self._connections.close()
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from agentstate.scope import StateScope
     from agentstate.storage.protocol import LeaseRequest
+    from agentstate.storage.valkey.blocking import BlockingLink
     from agentstate.storage.valkey.connections import LoopConnections
     from agentstate.storage.valkey.keys import Keys
 
@@ -70,3 +71,18 @@ async def give_back(here: LoopConnections, keys: Keys, held: Mapping[int, StateS
             log.warning("a turn couldn't be given back while closing: %s", result)
         elif isinstance(result, BaseException):
             raise result
+
+
+async def give_back_elsewhere(link: BlockingLink, keys: Keys, held: Mapping[int, StateScope], now: str) -> None:
+    """Do the same from a loop without connections, on the blocking one: their own loop may have ended.
+
+    When the interpreter ends, too, there are no more threads to wait in.
+    """
+    calls = [(keys.state(scope), (now, nonce)) for nonce, scope in held.items()]
+    try:
+        try:
+            await asyncio.to_thread(link.run_all, script("leave"), calls)
+        except RuntimeError:
+            link.run_all(script("leave"), calls)
+    except StorageError as error:
+        log.warning("turns couldn't be given back while closing: %s", error)
