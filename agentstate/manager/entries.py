@@ -35,7 +35,12 @@ class Found(NamedTuple):
 
 async def known(frame: Frame, scope: StateScope) -> Buffer:
     """Return the buffer of a state, and have read what the state is."""
-    return await (frame.known(scope) if isinstance(frame, UnitFrame) else frame.buffer(scope))
+    if isinstance(frame, UnitFrame):
+        return await frame.known(scope)
+    buffer = await frame.buffer(scope)
+    if frame.turn.lazy:  # under a lock
+        buffer.snapshot.parent = (await frame.turn.load(buffer, NOTHING)).parent
+    return buffer
 
 
 async def get(frame: Frame, scope: StateScope, at: At) -> Any:
@@ -45,6 +50,8 @@ async def get(frame: Frame, scope: StateScope, at: At) -> Any:
 
 async def look(frame: Frame, scope: StateScope, at: At) -> Found:
     """Return a value with its version."""
+    if not isinstance(frame, UnitFrame):
+        await known(frame, scope)
     value = await frame.get(scope, at)
     buffer = await known(frame, scope)
     stored = buffer.snapshot.parent
@@ -149,10 +156,7 @@ async def has(frame: Frame, scope: StateScope, at: At) -> bool:
 async def state(frame: Frame, scope: StateScope) -> tuple[bool, Snapshot]:
     """Return whether a state is there, and what is known of it."""
     buffer = await known(frame, scope)
-    if isinstance(frame, UnitFrame):
-        return buffer.exists, buffer.snapshot
-    more = await frame.turn.store.read(scope, NOTHING, principal=frame.turn.principal)
-    return buffer.exists, more
+    return buffer.exists, buffer.snapshot
 
 
 async def clear(frame: Frame, scope: StateScope) -> None:

@@ -88,7 +88,12 @@ async def finish(routes: Routes, scope: StateScope) -> bool:
     if not done:
         return False
     if seconds is None:
-        return await _end_one(routes, scope, None)
+        _, found = await calls.run(routes, scope, entries.state)
+        done = await _end_one(routes, scope, None)
+        if done and found.parent is not None:
+            above = StateScope.parse(found.parent)
+            await calls.run(routes, above, entries.delete_many, CHILDREN, [_child_key(scope)])
+        return done
     await calls.run(routes, scope, _unmark, seconds)
     return True
 

@@ -1,8 +1,8 @@
 """Holding a state: its turn, with each call under it committed at once.
 
 The lease is renewed while it is held, and checked in the storage's commit: a holder that has lost it is
-told by `LeaseLostError` at its next call, and writes nothing. Calls of others that take no turn don't wait;
-what they changed is read again.
+told by `LeaseLostError` at its next call, and writes nothing. Calls of others that take no turn don't wait: so
+each call under a lock reads anew. Calls of one holder run one at a time.
 
 Cancelled while waiting, the place in line is given up; cancelled while holding, the turn is given back by a
 task of the store's own.
@@ -14,9 +14,11 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from agentstate.errors import ConflictError
+from agentstate.manager.patches import FailedTestError
 from agentstate.state.buffer import Buffer
 from agentstate.state.record import Origin
 from agentstate.state.turn import Frame, current, new_id
+from agentstate.storage.protocol import Snapshot, Wants
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
     from agentstate.state.turn import Turn
 
 R = TypeVar("R")
+
+NOTHING: Final = Wants((), (), (), 0)
+"""Reads what a state is, and none of what it holds."""
 
 TRIES: Final = 20
 LOCK: Final = "lock"
@@ -60,14 +65,36 @@ async def in_turn(
     frame: Frame, scope: StateScope, operation: Callable[..., Awaitable[R]], *args: Any, **kwargs: Any
 ) -> R:
     """Run an operation in the turn that the caller is in; under a lock it is committed at once."""
-    for _ in range(TRIES - 1):
-        try:
-            return await _once(frame, scope, operation, *args, **kwargs)
-        except ConflictError:
-            if frame.turn.origin.operation != LOCK:
+    if not is_lock(frame) or frame is not frame.turn.frame:
+        return await _once(frame, scope, operation, *args, **kwargs)
+    async with frame.lock:
+        for _ in range(TRIES - 1):
+            forget(frame, scope)
+            if frame.turn.principal is not None:  # whose it is must be known before it changes
+                await frame.turn.load(frame.buffers[scope], NOTHING)
+            try:
+                return await _once(frame, scope, operation, *args, **kwargs)
+            except FailedTestError:
                 raise
-            await _read_again(frame, scope)
-    return await _once(frame, scope, operation, *args, **kwargs)
+            except ConflictError:
+                continue
+            finally:
+                forget(frame, scope)
+        return await _once(frame, scope, operation, *args, **kwargs)
+
+
+def is_lock(frame: Frame) -> bool:
+    """Return whether a frame belongs to a lock."""
+    return frame.turn.origin.operation == LOCK
+
+
+def forget(frame: Frame, scope: StateScope) -> None:
+    """Forget what was read and changed of a state: the next call begins over the state as it is then."""
+    frame.check_open()
+    frame.turn.lazy = True
+    frame.buffers[scope] = buffer = Buffer(Snapshot(scope=scope, now=0.0, complete=False))
+    if scope == frame.turn.scope:
+        frame.own = buffer
 
 
 async def _once(
@@ -77,13 +104,3 @@ async def _once(
     if frame.turn.settings.commit == "immediate" and frame is frame.turn.frame:
         await frame.commit()
     return result
-
-
-async def _read_again(frame: Frame, scope: StateScope) -> None:
-    """Forget what this call has read and changed: it begins again over the state as it is now."""
-    turn = frame.turn
-    frame.check_open()
-    snapshot = await turn.store.read(scope, turn.store.wants(turn.settings, ""), principal=turn.principal)
-    frame.buffers[scope] = buffer = Buffer(snapshot)
-    if scope == turn.scope:
-        frame.own = buffer

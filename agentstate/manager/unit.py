@@ -14,13 +14,14 @@ from math import inf
 from typing import TYPE_CHECKING, Final, cast
 
 from agentstate.errors import ConflictError, TurnClosedError, UnsupportedError
+from agentstate.manager.lock import NOTHING, is_lock
 from agentstate.scope import StateScope
 from agentstate.state.buffer import Buffer
 from agentstate.state.record import encode_record
 from agentstate.state.settings import TurnSettings
 from agentstate.state.settle import settle
-from agentstate.state.turn import Frame, Turn, new_id
-from agentstate.storage.protocol import KEEP, OnceRecord, Snapshot, Wants
+from agentstate.state.turn import Frame, Turn, current, new_id
+from agentstate.storage.protocol import INLINE_BYTES, KEEP, OnceRecord, Snapshot, Wants
 
 if TYPE_CHECKING:
     from agentstate.manager.routes import Routes
@@ -30,9 +31,6 @@ if TYPE_CHECKING:
     from agentstate.storage.protocol import Committed, Part
 
 __all__ = ["NOTHING", "Unit", "UnitFrame"]
-
-NOTHING: Final = Wants((), (), (), 0)
-"""Reads what a state is, and none of what it holds."""
 
 _NOWHERE: Final = Snapshot(scope=StateScope("custom", ("a unit of work",)), now=0.0)
 _STRICT: Final = TurnSettings(turns="optimistic", turn_timeout=inf, history=0)
@@ -86,6 +84,7 @@ class Unit(Turn):
             UnsupportedError: it can't be committed together with those that joined before.
         """
         store = self.routes.of(scope.kind).store
+        self._meet_turn(store, scope)
         if not self._bound:
             self.store, self._bound = store, True
         elif store is not self.store or not store.storage.capabilities.atomic_scopes:
@@ -102,6 +101,20 @@ class Unit(Turn):
             )
         self.unread.add(scope)
         return Snapshot(scope=scope, now=0.0, complete=False)
+
+    def _meet_turn(self, store: Store, scope: StateScope) -> None:
+        """Work under the caller's lock on this state, if there is one; what a handler's turn holds is refused."""
+        held = Frame.joined(store, scope) if current.get() is not None else None
+        if held is None:
+            return
+        if not is_lock(held):
+            raise UnsupportedError(
+                f"{scope} is in a handler's turn, which would conflict with this {self.origin.operation}.",
+                scope=scope,
+                remedy="Change it by the handler's own context or state, which are one commit already.",
+            )
+        held.check_open()
+        self.lease = held.turn.lease
 
     async def load(self, buffer: Buffer, wants: Wants) -> Snapshot:
         """Read more of a state, at the stamp it was first read at.
@@ -145,7 +158,7 @@ class Unit(Turn):
         storage = self.store.storage
         commit_id = new_id()
         once = once._replace(commit_id=commit_id) if once is not None else None
-        work = storage.commit(parts, commit_id=commit_id, once=once)
+        work = storage.commit(parts, commit_id=commit_id, lease=self.lease, once=once)
         if storage.capabilities.leases == "process":
             return await work
         return await settle(work, taskless=storage.capabilities.taskless)
@@ -247,6 +260,14 @@ class UnitFrame(Frame):
         if self.turn.routes.owner_of(scope.kind) is not None:
             return await self.known(scope)
         return await self.buffer(scope)
+
+    async def keys(self, scope: StateScope, section: str) -> list[str]:
+        """Return the keys of a section, in order, all of one moment."""
+        found = await super().keys(scope, section)
+        buffer = self.buffers[scope]
+        if buffer.snapshot.entry_bytes > INLINE_BYTES:  # they came in pages
+            await self.turn.load(buffer, NOTHING)
+        return found
 
     async def log(self, scope: StateScope, log: str, *, tail: int | None = 0) -> LogBuffer:
         """Return the buffer of a log, its head loaded."""

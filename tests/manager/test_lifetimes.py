@@ -8,8 +8,8 @@ import asyncio
 import pytest
 
 from agentstate import StateManager, StateScope, configure
-from agentstate.errors import ConfigError, ContextIdError, LeaseLostError, TurnTimeoutError
-from agentstate.manager import lifetime
+from agentstate.errors import ConfigError, ContextIdError, ContextNotFoundError, LeaseLostError, TurnTimeoutError
+from agentstate.manager import entries, lifetime
 from agentstate.storage.protocol import LeaseRequest, Wants
 from agentstate.testing.faults import FaultyStorage
 
@@ -49,10 +49,13 @@ async def test_deleted_with_all_below(manager, ending):
     """A state that is deleted at its end takes its children along, and nobody else's."""
     ending(manager, "delete")
     workflow, below = await family(manager)
+    await manager.set_parent(workflow.scope, manager.team("t").scope)
     async with workflow:
         assert await there([workflow, *below]) == [True] * 5
     assert await there([workflow, *below]) == [False] * 5
     assert await there([manager.workflow("w"), manager.step("w", "other")]) == [True, True]
+    found = await manager.run(manager.team("t").scope, entries.keys, lifetime.CHILDREN, "")
+    assert found == []
 
 
 async def test_expired_with_all_below(clocked, clock, ending):
@@ -239,6 +242,74 @@ async def test_a_lock_meets_calls_that_take_none(manager):
         await outside(other.append(scope, "l", 1))
         assert await held.append("l", 2) == 2
     assert await manager.get(scope, "n") == 11
+
+
+async def test_what_is_read_under_a_lock(manager):
+    """Each call under a lock reads what is there then, and calls at once lose nothing of each other."""
+    scope, other = StateScope.agent("a"), StateManager(manager.routes.of("agent").store)
+    import contextvars
+
+    async with manager.lock(scope) as held:
+        assert await held.get("k") is None
+        await asyncio.create_task(other.set(scope, "k", 1), context=contextvars.Context())
+        assert await held.get("k") == 1
+        await asyncio.gather(*[held.set(f"k{n}", n) for n in range(10)], *[held.increment("n") for _ in range(10)])
+    assert await manager.list(scope) == {"k": 1, "n": 10, **{f"k{n}": n for n in range(10)}}
+
+
+async def test_a_lock_of_somebody(storage):
+    """A principal holds and changes his own states, new ones and old ones."""
+    ada, bob = (StateManager(storage, principal=name) for name in ("ada", "bob"))
+    for n in range(2):
+        async with ada.lock(StateScope.user("u")) as held:
+            await held.set("k", n)
+            await held.increment("n")
+            async with ada.transaction() as tx:
+                await tx.user("u").increment("n")
+    assert await ada.user("u").to_dict() == {"k": 1, "n": 4}
+    assert (await ada.user("u").info()).owner == "ada"
+    with pytest.raises(ContextNotFoundError):
+        async with bob.lock(StateScope.user("u")):
+            pass
+
+
+async def test_a_transaction_under_a_lock(clocked, clock):
+    """A transaction may hold a locked state together with others; it is refused when the lock was lost."""
+    manager, scope = StateManager(clocked), StateScope.agent("a")
+    async with manager.lock(scope) as held:
+        await held.set("k", 1)
+        async with manager.transaction() as tx:
+            await tx.update(scope, "k", lambda old: old + 1)
+        assert await held.get("k") == 2
+    if clocked.capabilities.leases == "machine":
+        return
+    async with manager.lock(scope):
+        clock.advance(1000)
+        assert (await clocked.read(scope, Wants(), lease=LeaseRequest(7, 30.0, "thief"))).lease is not None
+        with pytest.raises(LeaseLostError):
+            async with manager.transaction() as tx:
+                await tx.set(scope, "k", 5)
+        await clocked.leave(scope, 7)
+    assert await manager.get(scope, "k") == 2
+
+
+async def test_a_transaction_in_a_handler(joint):
+    """A transaction on the state of the handler's own turn is refused at the touch; on others it is its own commit."""
+    from agentstate import stateful
+    from agentstate.errors import UnsupportedError
+
+    @stateful(storage=joint.routes.of("agent").store.storage)
+    async def handler(task, context, context_id):
+        await context.set_variable(context_id, "k", 1)
+        async with joint.transaction() as tx:
+            await tx.set(StateScope.agent("a"), "k", 1)
+        with pytest.raises(UnsupportedError, match="turn"):
+            async with joint.transaction() as tx:
+                await tx.set(StateScope.agent("a"), "k", 2)
+                await tx.conversation(context_id).set("k", 2)
+
+    await handler({"context_id": "c"})
+    assert [await joint.conversation("c").get("k"), await joint.agent("a").get("k")] == [1, 1]
 
 
 async def test_waiting_too_long(manager):
