@@ -164,7 +164,10 @@ def report(last_answer, demo, server):
     screen.print(f"the data lies in {demo.directory}: {where}{' …' if files[5:] else ''}", soft_wrap=True)
     look = ["show", CONVERSATION, "--messages", "3"]
     place = os.path.relpath(demo.directory)
-    screen.print(f"[dim]$ cd {place} && {server}agentstate {' '.join(look)}[/dim]", soft_wrap=True)
+    beside = Path(sys.executable).with_name("agentstate")
+    program = "agentstate" if shutil.which("agentstate") else os.path.relpath(beside, demo.directory)
+    gone = "  # while its server runs" if "valkey:" in server else ""
+    screen.print(f"[dim]$ cd {place} && {server}{program} {' '.join(look)}{gone}[/dim]", soft_wrap=True)
     subprocess.run(
         [sys.executable, "-m", "agentstate.cli", *look], cwd=demo.directory, env=demo.environment, check=True
     )
