@@ -249,6 +249,7 @@ def _is_rare(part: Part, once: OnceRecord | None) -> bool:
         or part.cuts
         or part.trims
         or part.edits
+        or part.kept
         or once
     )
 
@@ -265,6 +266,8 @@ def _changes(
     numbers = {at: number for number, at in enumerate(stamps, 1)}
     found: list[Argument] = ["1" if part.clear else "", _text(part.owner), _text(part.parent), _labels(part)]
     found += ("0",) if once is None else ("1", once.key, _once(once))
+    kept = part.kept
+    found += ("0",) if kept is None else ("1", kept.version, repr(kept.created_at), repr(kept.updated_at))
     places = [_place(*one).field for one in part.deletes]
     found += (len(places), *(numbers.setdefault(at, len(numbers) + 1) for at in places))
     found.append(len(sums))
@@ -280,6 +283,7 @@ def _changes(
         found += (
             min((position for cut, position in part.cuts if cut == log), default=""),
             max((position for trimmed, position in part.trims if trimmed == log), default=""),
+            1 if kept is None else kept.firsts.get(log, 1),
             len(edits),
             *(argument for edit in edits for argument in edit),
         )

@@ -16,10 +16,11 @@ local function changes()
     end
     local more = {clear = word() == '1', owner = word(), parent = word(), labels = word(), logs = {}}
     if word() == '1' then more.once = {key = word(), value = word()} end
+    if word() == '1' then more.kept = {version = tonumber(word()), created = word(), updated = word()} end
     more.deletes = list(function() return tonumber(word()) end)
     more.increments = list(function() return {at = tonumber(word()), size = word(), by = word()} end)
     for i = 1, log_count do
-      more.logs[i] = {cut = tonumber(word()), trim = tonumber(word()), edits = list(function()
+      more.logs[i] = {cut = tonumber(word()), trim = tonumber(word()), first = tonumber(word()), edits = list(function()
         return {position = tonumber(word()), seq = word(), value = word()}
       end)}
     end

@@ -54,7 +54,8 @@ for _, one in ipairs(more.increments) do count(one.at, one.size) end
 local own, logs, appended = find(options, 'o', 1, true), {}, false
 for i = 1, log_count do
   local field, stored = ARGV[14 + i], not fresh and record[RECORD_FIELDS + i]
-  local log = stored and log_record(stored) or {first = 1, head = 0, next = 1, size = 0}
+  local first = more.logs[i] and more.logs[i].first or 1
+  local log = stored and log_record(stored) or {first = first, head = first - 1, next = first, size = 0}
   log.field, log.list, log.stored, log.count, log.at = field, key(field), stored, tonumber(ARGV[taken + 1]), taken + 2
   if stored and call('LLEN', log.list) ~= log.head - log.first + 1 then return {'damaged', field} end
   if stored and (own or more.logs[i]) then call('HLEN', key('unique:' .. sub(field, 5))) end
@@ -101,9 +102,10 @@ if more.clear and put_count == 0 and #more.increments == 0 and not appended then
   return '-'
 end
 
-version = version + 1 .. ''
+local kept = more.kept or {version = 0, created = nowtext, updated = nowtext}
+version = format('%d', math.max(version + 1, kept.version))
 local stamp = version .. '-' .. commit
-call('ZADD', by_time, nowtext, body)
+call('ZADD', by_time, kept.updated, body)
 feed(stamp)
 if fresh then
   if head then
@@ -119,7 +121,7 @@ if fresh then
     call('HDEL', state, 'version')
   end
   m.owner, m.labels, m.expires, m.native = nil, nil, nil, nil
-  born, origin = commit, commit .. ' ' .. nowtext
+  born, origin = commit, commit .. ' ' .. kept.created
 end
 
 -- Entries.
@@ -175,14 +177,14 @@ end
 -- The record, the indexes, the journal.
 if more.owner then rarer.describe(m, more, put) end
 if more.once then rarer.keep_once(more.once) end
-for _, name in ipairs(views(m.owner, m.labels)) do call('ZADD', base .. 'by-time:' .. name, nowtext, body) end
+for _, name in ipairs(views(m.owner, m.labels)) do call('ZADD', base .. 'by-time:' .. name, kept.updated, body) end
 if journaled then
   -- '<stamp> <at> <bytes removed> <ranges>\n<removed items><record>'
   local lost = table.concat(removed)
   call('RPUSH', key('journal'), stamp .. ' ' .. nowtext .. ' ' .. #lost .. ranges .. '\n' .. lost .. ARGV[#ARGV])
   if journaled >= JOURNAL_COUNT + JOURNAL_SPARE then call('LTRIM', key('journal'), -JOURNAL_COUNT, -1) end
 end
-put('head', stamp .. ' ' .. nowtext .. ' ' .. bytes .. ' ' .. origin)
+put('head', stamp .. ' ' .. kept.updated .. ' ' .. bytes .. ' ' .. origin)
 many('HSET', state, set)
 
 local said = {version, born, renewed and text(renewed) or ttl ~= '' and m.expires or '-'}
