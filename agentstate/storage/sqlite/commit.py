@@ -42,7 +42,7 @@ WHOLE_LOG: Final = 50  # items of a short log that are known without having been
 IN_RANGE: Final = "key >= ? AND key < ?"
 DELETE_ENTRY: Final = "DELETE FROM entries WHERE scope = ? AND section = ? AND key = ?"
 PUT_ENTRY: Final = "REPLACE INTO entries VALUES(?, ?, ?, ?, ?, ?, ?, ?)"
-ADD_ITEM: Final = "INSERT INTO items VALUES(?, ?, ?, ?, ?, ?, ?)"
+ADD_ITEM: Final = "INSERT INTO items(key, seq, id, value, expires, mark, crc) VALUES(?, ?, ?, ?, ?, ?, ?)"
 ADD_RECORD: Final = (
     "INSERT INTO journal(scope, version, commit_id, at, record, ranges, removed, crc) VALUES(?, ?, ?, ?, ?, ?, ?, ?)"
 )

@@ -2,7 +2,9 @@
 
 One row of ``scopes`` holds what every commit of a state changes, the stamps of its sections
 and the heads of its logs included (``heads``, JSON), so that a commit rewrites one row.
-The ``key`` of an item is its log's number and its position, so that a tail is one walk over integers.
+The ``key`` of an item is its log's number and its position, so that a tail is one walk over integers. Items
+themselves lie in the order in which they were written: new ones of many logs share a page, and a log in the
+middle of the table needn't push its neighbours' items from page to page, which was most of what commits wrote.
 ``journal`` is the feed too: its ``place`` rises with every commit of the file. A state that
 was dropped leaves a row in ``tombstones``, whose negative number its journal rows then bear.
 Rows that hold users' bytes carry a CRC of everything that matters in them.
@@ -54,8 +56,9 @@ CREATE TABLE entries(
 CREATE INDEX entries_by_expiry ON entries(expires) WHERE expires IS NOT NULL;
 CREATE TABLE logs(number INTEGER PRIMARY KEY, scope INTEGER NOT NULL, name TEXT NOT NULL);
 CREATE TABLE items(
-    key INTEGER PRIMARY KEY, seq INTEGER NOT NULL, id TEXT NOT NULL, value BLOB NOT NULL, expires REAL,
+    place INTEGER PRIMARY KEY, key INTEGER NOT NULL, seq INTEGER NOT NULL, id TEXT NOT NULL, value BLOB NOT NULL, expires REAL,
     mark INTEGER NOT NULL, crc INTEGER NOT NULL);
+CREATE UNIQUE INDEX items_by_key ON items(key);
 CREATE UNIQUE INDEX items_by_id ON items(key >> 32, id) WHERE mark = 1;
 CREATE INDEX items_by_expiry ON items(expires) WHERE expires IS NOT NULL AND mark < 2;
 CREATE TABLE journal(
