@@ -56,8 +56,8 @@ CREATE TABLE entries(
 CREATE INDEX entries_by_expiry ON entries(expires) WHERE expires IS NOT NULL;
 CREATE TABLE logs(number INTEGER PRIMARY KEY, scope INTEGER NOT NULL, name TEXT NOT NULL);
 CREATE TABLE items(
-    place INTEGER PRIMARY KEY, key INTEGER NOT NULL, seq INTEGER NOT NULL, id TEXT NOT NULL, value BLOB NOT NULL, expires REAL,
-    mark INTEGER NOT NULL, crc INTEGER NOT NULL);
+    place INTEGER PRIMARY KEY, key INTEGER NOT NULL, seq INTEGER NOT NULL, id TEXT NOT NULL, value BLOB NOT NULL,
+    expires REAL, mark INTEGER NOT NULL, crc INTEGER NOT NULL);
 CREATE UNIQUE INDEX items_by_key ON items(key);
 CREATE UNIQUE INDEX items_by_id ON items(key >> 32, id) WHERE mark = 1;
 CREATE INDEX items_by_expiry ON items(expires) WHERE expires IS NOT NULL AND mark < 2;
