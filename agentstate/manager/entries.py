@@ -54,9 +54,21 @@ async def look(frame: Frame, scope: StateScope, at: At) -> Found:
         await known(frame, scope)
     value = await frame.get(scope, at)
     buffer = await known(frame, scope)
-    stored = buffer.snapshot.parent
-    parent = frame.parents.get(scope, stored) if isinstance(frame, UnitFrame) else stored
-    return Found(value, _version(buffer, at), parent)
+    return Found(value, _version(buffer, at), await parent(frame, scope))
+
+
+async def parent(frame: Frame, scope: StateScope) -> str | None:
+    """Return the parent that is stored with a state."""
+    stored = (await known(frame, scope)).snapshot.parent
+    return frame.parents.get(scope, stored) if isinstance(frame, UnitFrame) else stored
+
+
+async def inherit(frame: Frame, scope: StateScope, at: At) -> Found:
+    """Return a value; of a state that has none, its parent, upon which what is read next relies."""
+    found = await look(frame, scope, at)
+    if found.value is MISSING and isinstance(frame, UnitFrame):
+        frame.watched.add(scope)
+    return found
 
 
 def _version(buffer: Buffer, at: At) -> Stamp | None:
@@ -156,6 +168,8 @@ async def has(frame: Frame, scope: StateScope, at: At) -> bool:
 async def state(frame: Frame, scope: StateScope) -> tuple[bool, Snapshot]:
     """Return whether a state is there, and what is known of it."""
     buffer = await known(frame, scope)
+    if isinstance(frame, UnitFrame):
+        frame.watched.add(scope)
     return buffer.exists, buffer.snapshot
 
 

@@ -140,7 +140,7 @@ class Operations(ABC):
         seen: set[StateScope] = set()
         above: StateScope | None = scope
         while above is not None and above not in seen:
-            found = await self.run(above, entries.look, at)
+            found = await self.run(above, entries.inherit, at)
             if found.value is not MISSING:
                 return found.value
             seen.add(above)

@@ -163,8 +163,7 @@ async def set_parent(operations: Operations, scope: StateScope, parent: StateSco
     """
     parent = operations.resolve(parent)
     run = operations.run
-    _, found = await run(scope, entries.state)
-    if found.parent == parent.text:
+    if await run(scope, entries.parent) == parent.text:
         return
     above: StateScope | None = parent
     seen: set[StateScope] = set()
@@ -172,7 +171,7 @@ async def set_parent(operations: Operations, scope: StateScope, parent: StateSco
         if above == scope:
             raise ContextIdError(f"{parent} can't be above {scope}, which is above it.", remedy="Choose another one.")
         seen.add(above)
-        above = parent_of(above, (await run(above, entries.state))[1].parent)
+        above = parent_of(above, await run(above, entries.parent))
     await run(parent, entries.put, (CHILDREN, _child_key(scope)), scope.text)
     await run(scope, partial(store_parent, operations.routes), parent.text)
 

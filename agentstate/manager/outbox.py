@@ -80,16 +80,15 @@ class Outbox:
         own = frame.turn.own_scope()
         buffer = await frame.known(own)
         version = buffer.snapshot.stamp.version if buffer.snapshot.stamp is not None else 0
-        place = len([1 for section, _ in buffer.written if section == SECTION])
+        frame.turn.sent += 1
         letter = {
             "id": f"{new_id():016x}",
             "to": self._scope.text,
             "by": self._routes.principal,
             "changes": [change],
         }
-        buffer.put((SECTION, f"{version:016d}-{place:06d}-{letter['id']}"), letter)
+        buffer.put((SECTION, f"{version:016d}-{frame.turn.sent:06d}-{letter['id']}"), letter)
         buffer.labels = {**buffer.snapshot.labels, LABEL: YES}
-        frame.turn.sends = True
 
 
 async def apply(frame: Frame, scope: StateScope, changes: list[list[Any]]) -> None:
@@ -143,7 +142,7 @@ async def deliver(routes: Routes, sender: StateScope) -> bool:
 
 async def _deliver_one(routes: Routes, letter: dict[str, Any]) -> None:
     target, once = StateScope.parse(letter["to"]), f"outbox-{letter['id']}"
-    acting = routes.acting_for(letter["by"])
+    acting = routes if letter["by"] == routes.principal else routes.acting_for(letter["by"])
     store = routes.of(target.kind).store
     for tried in range(TRIES):
         unit = Unit(acting, Origin("outbox", turn=letter["id"], actor=letter["by"] or ""), autosave=True)

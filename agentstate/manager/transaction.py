@@ -83,7 +83,7 @@ class Transaction(Accessors):
             unit.close()
             return
         await unit.commit()
-        if unit.sends:
+        if unit.sent:
             await outbox.deliver_now(self.routes, unit.own_scope())
 
     def outbox(self, scope: AnyScope) -> outbox.Outbox:

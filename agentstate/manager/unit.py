@@ -21,7 +21,7 @@ from agentstate.state.record import encode_record
 from agentstate.state.settings import TurnSettings
 from agentstate.state.settle import settle
 from agentstate.state.turn import Frame, Turn, current, new_id
-from agentstate.storage.protocol import INLINE_BYTES, KEEP, OnceRecord, Snapshot, Wants
+from agentstate.storage.protocol import ANY, INLINE_BYTES, KEEP, OnceRecord, Snapshot, Wants
 
 if TYPE_CHECKING:
     from agentstate.manager.routes import Routes
@@ -43,10 +43,10 @@ class Unit(Turn):
     Attributes:
         unread: states that joined, and of which nothing was read yet.
         root: its frame below all savepoints.
-        sends: an outbox of one of its states holds letters of it.
+        sent: how many letters its outbox holds.
     """
 
-    __slots__ = ("_bound", "root", "routes", "sends", "unread")
+    __slots__ = ("_bound", "root", "routes", "sent", "unread")
 
     def __init__(self, routes: Routes, origin: Origin, *, autosave: bool = False) -> None:
         """Begin with nothing. With ``autosave`` values that were changed and not set are stored."""
@@ -55,7 +55,7 @@ class Unit(Turn):
         self.routes = routes
         self.unread: set[StateScope] = set()
         self._bound = False
-        self.sends = False
+        self.sent = 0
         self.root = UnitFrame(self, None)
         self.frame = self.root
 
@@ -167,11 +167,18 @@ class Unit(Turn):
         """Return what this unit commits: the changed states first, then those it only relies on."""
         changed = [self._part(buffer) for buffer in self.root.buffers.values() if buffer.changed]
         for buffer in self.root.buffers.values():
-            part = None if buffer.changed else buffer.part()
-            if part is not None and part.checks:
-                part.checks_only = True
+            part = None if buffer.changed else self._checks(buffer)
+            if part is not None:
                 changed.append(part)
         return changed
+
+    def _checks(self, buffer: Buffer) -> Part | None:
+        """Return what the commit relies on in a state that it doesn't change."""
+        part = buffer.part()
+        part.checks_only = True
+        if part.scope in self.root.watched:
+            part.base = buffer.snapshot.stamp
+        return part if part.checks or part.base is not ANY else None
 
     def _part(self, buffer: Buffer) -> Part:
         kind = buffer.snapshot.scope.kind
@@ -180,7 +187,8 @@ class Unit(Turn):
             buffer.claim(owner)
         part = buffer.part()
         part.parent = self.root.parents.get(part.scope, KEEP)
-        if part.labels is not KEEP and not part.clear:  # stored as a whole: of two who change them, one begins again
+        # Labels are stored as a whole: of two who change them, one begins again.
+        if part.scope in self.root.watched or (part.labels is not KEEP and not part.clear):
             part.base = buffer.snapshot.stamp
         if part.ttl is KEEP and settings.ttl is not None:
             part.ttl, part.sliding = settings.ttl, settings.ttl_mode == "sliding"
@@ -193,9 +201,10 @@ class UnitFrame(Frame):
 
     Attributes:
         parents: what is to be stored as the parents of states.
+        watched: states that must be as they were read, whole: what was asked is more than their entries.
     """
 
-    __slots__ = ("parents",)
+    __slots__ = ("parents", "watched")
 
     turn: Unit
 
@@ -203,6 +212,7 @@ class UnitFrame(Frame):
         """Begin without any state: none is the unit's own."""
         super().__init__(turn, parent, {})
         self.parents: dict[StateScope, str] = {} if parent is None else dict(parent.parents)
+        self.watched: set[StateScope] = set()
 
     def begin(self, scope: StateScope) -> Buffer:
         """Return the buffer of a state, which joins the unit now if it hasn't yet."""
@@ -226,9 +236,11 @@ class UnitFrame(Frame):
         await super().merge(child)
         if isinstance(child, UnitFrame):
             self.parents |= child.parents
+            self.watched |= child.watched
 
     def keep_reads(self, dropped: UnitFrame) -> None:
         """Go on relying on what a dropped savepoint has read: who caught its error may decide by it."""
+        self.watched |= dropped.watched
         for scope, buffer in dropped.buffers.items():
             mine = self.buffers[scope]
             for check in buffer.part().checks:

@@ -87,6 +87,19 @@ async def test_letters_of_a_transaction_that_fails(apart):
     assert (await manager.sweep()).sent == 0
 
 
+async def test_letters_arrive_in_order(apart):
+    """Letters are applied in the order of their sending, also from savepoints and one transaction after the other."""
+    manager = over(apart)
+    async with manager.transaction() as tx:
+        await tx.set(A, "k", 1)
+        for n in range(3):
+            await tx.outbox(B).set("k", n)
+        async with tx.savepoint() as inner:
+            await inner.outbox(B).set("k", 3)
+        await tx.outbox(B).set("k", 4)
+    assert await manager.get(B, "k") == 4
+
+
 @pytest.mark.parametrize("fault", ["before", "after"])
 @pytest.mark.parametrize("commits", range(2, 8))
 async def test_wherever_delivery_stops(apart, fault, commits):

@@ -69,6 +69,8 @@ async def test_reads_its_own_writes(joint):
         lambda tx: tx.get(A, "k"),
         lambda tx: tx.list(A),
         lambda tx: tx.exists(A, "k"),
+        lambda tx: tx.exists(A),
+        lambda tx: tx.info(A),
         lambda tx: tx.get_versioned(A, "k"),
         lambda tx: tx.get_many(A, ["k", "q"]),
         lambda tx: tx.get(StateScope.step("w", "s"), "k", inherit=True),
