@@ -86,6 +86,8 @@ async def aclose() -> None:
             await store.storage.close()
         except Exception as error:  # noqa: BLE001 - the others are closed, too
             failed.append(error)
+    for another in failed[1:]:  # one is raised, the others are said
+        log.warning("closing a storage failed: %s", another)
     if failed:
         raise failed[0]
 
@@ -116,8 +118,8 @@ def _close_at_exit() -> None:
         return
     try:
         asyncio.run(asyncio.wait_for(aclose(), CLOSE_SECONDS))
-    except Exception:  # the process ends: say it, and let it end
-        log.debug("closing at exit failed", exc_info=True)
+    except Exception as error:  # noqa: BLE001 - the process ends: say it, and let it end
+        log.warning("closing at exit failed: %r", error)
 
 
 atexit.register(_close_at_exit)

@@ -8,7 +8,10 @@ import os
 import pytest
 
 import agentstate
-from agentstate import Conversation, ConversationContext, stateful
+from agentstate import Conversation, ConversationContext, stateful, stores
+from agentstate.errors import StorageError
+from agentstate.state.store import Store
+from agentstate.storage.memory import MemoryStorage
 
 
 @pytest.fixture
@@ -67,3 +70,20 @@ async def test_a_context_that_closes_its_storage_leaves_nothing_closed_behind(tm
     async with ConversationContext(url) as context:
         assert await context.get_variable("c-1", "n") == 2
     await agentstate.aclose()
+
+
+async def test_several_stores_that_cant_be_closed(caplog):
+    """One error is raised, the others are in the log; every store was tried."""
+    closed = []
+
+    class Failing(MemoryStorage):
+        async def close(self):
+            closed.append(self)
+            raise StorageError(f"no {len(closed)}")
+
+    for number in range(3):
+        stores._stores[number] = Store(Failing())
+    with pytest.raises(StorageError, match="no 1"):
+        await agentstate.aclose()
+    assert len(closed) == 3
+    assert [text in caplog.text for text in ("no 1", "no 2", "no 3")] == [False, True, True]

@@ -14,7 +14,6 @@ doesn't hear of it; a read that had taken a turn gives it back.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import threading
 import time
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Self, TypeVar
 
 from agentstate.errors import StorageClosedError, UnsupportedError
+from agentstate.storage.ending import in_thread
 from agentstate.storage.file import legacy
 from agentstate.storage.file.disk import Disk
 from agentstate.storage.file.jobs import Commit, Drop, Fail, Prolong, Push, pushed_expiry
@@ -137,7 +137,7 @@ class FileStorage:
         if self._closed or os.getpid() != self._process:
             return
         self._closed = True
-        await asyncio.to_thread(self._workers.close)
+        await in_thread(self._workers.close)
         self._root.close()
 
     async def ping(self) -> None:

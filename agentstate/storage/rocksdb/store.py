@@ -14,6 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from agentstate.errors import StorageClosedError
+from agentstate.storage.ending import in_thread
 from agentstate.storage.lease_table import LeaseTable
 from agentstate.storage.rocksdb.engine import Engine
 from agentstate.storage.rocksdb.errors import StalledError
@@ -94,7 +95,7 @@ class Store:
         """Finish what was handed over, and close the directory. Cancelled, it is closed nevertheless."""
         self._closed = True
         if self._engine is None or not self._engine.forked:
-            await asyncio.to_thread(self._close)
+            await in_thread(self._close)
 
     def _close(self) -> None:
         self._workers.close()

@@ -11,6 +11,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from agentstate.errors import StorageError
+from agentstate.storage.ending import in_thread
 from agentstate.storage.valkey.scripts import script
 
 if TYPE_CHECKING:
@@ -74,15 +75,9 @@ async def give_back(here: LoopConnections, keys: Keys, held: Mapping[int, StateS
 
 
 async def give_back_elsewhere(link: BlockingLink, keys: Keys, held: Mapping[int, StateScope], now: str) -> None:
-    """Do the same from a loop without connections, on the blocking one: their own loop may have ended.
-
-    When the interpreter ends, too, there are no more threads to wait in.
-    """
+    """Do the same from a loop without connections, on the blocking one: their own loop may have ended."""
     calls = [(keys.state(scope), (now, nonce)) for nonce, scope in held.items()]
     try:
-        try:
-            await asyncio.to_thread(link.run_all, script("leave"), calls)
-        except RuntimeError:
-            link.run_all(script("leave"), calls)
+        await in_thread(lambda: link.run_all(script("leave"), calls))
     except StorageError as error:
         log.warning("turns couldn't be given back while closing: %s", error)
