@@ -15,6 +15,7 @@ from agentstate.storage.protocol import (
     Committed,
     Entry,
     Keep,
+    Kept,
     Lease,
     LogItem,
     OnceRecord,
@@ -90,6 +91,8 @@ class Change(Conditions):
             self._state = before.copy()
         state = self._state
         state.version, state.commit_id, state.updated = state.version + 1, commit_id, self._now
+        if part.kept is not None:
+            self._keep(part.kept)
         self._stamp = state.stamp
         if part.cuts or part.trims or part.edits:
             self._shrink_logs()
@@ -115,6 +118,12 @@ class Change(Conditions):
         self._found.clear()
         number = 0 if dropped else engine.next_number(self._batch)
         self._state = State(scope, number, version, birth=commit_id, floor=version, created=self._now)
+
+    def _keep(self, kept: Kept) -> None:
+        state = self._state
+        state.version, state.updated = max(state.version, kept.version), kept.updated_at
+        if self._fresh:
+            state.created = kept.created_at
 
     # -- logs ------------------------------------------------------------------------------
 
@@ -168,7 +177,8 @@ class Change(Conditions):
         for name, item_id, value, ttl, unique in self._part.appends:
             log = state.logs.get(name)
             if log is None:
-                log = state.logs[name] = Log(len(state.logs), stamp)
+                first = 1 if self._part.kept is None else self._part.kept.firsts.get(name, 1)
+                log = state.logs[name] = Log(len(state.logs), stamp, first, first - 1, first)
             if unique:
                 if (name, item_id) in added or self._knows(name, log, item_id):
                     continue

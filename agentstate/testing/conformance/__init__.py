@@ -17,6 +17,7 @@ from agentstate.testing.conformance.cancellation import CancellationTests
 from agentstate.testing.conformance.case import Damage, MakeNewer, MakeStorage, StorageCase
 from agentstate.testing.conformance.checks import CheckTests
 from agentstate.testing.conformance.contention import ContentionTests, LoopTests
+from agentstate.testing.conformance.copies import CopyTests
 from agentstate.testing.conformance.counters import CounterTests
 from agentstate.testing.conformance.damage import DamageTests
 from agentstate.testing.conformance.expiry import NativeExpiryTests, OwnExpiryTests, ScopeExpiryTests
@@ -40,6 +41,7 @@ __all__ = [
     "CheckTests",
     "ClearTests",
     "ContentionTests",
+    "CopyTests",
     "CounterTests",
     "CrashTests",
     "Damage",
@@ -90,6 +92,7 @@ class StorageConformance(
     ClearTests,
     AtomicityTests,
     CounterTests,
+    CopyTests,
     LogTests,
     UniqueItemTests,
     LogEditTests,
