@@ -101,9 +101,10 @@ def _advice(effective: Effective) -> Iterator[Finding]:
     backend, ttl = rows["backend"], rows["ttl"]
     if backend.value == "memory":
         yield Finding("hint", f"{backend.source}: memory forgets everything when the process ends.")
-    if backend.value == "valkey":
+    name = backend.value
+    if name in ("postgresql", "valkey"):
         yield from (
-            Finding("warning", f"{backend.source}: valkey without an explicit {key}; {rows[key].value!r} is used.")
+            Finding("warning", f"{backend.source}: {name} without an explicit {key}; {rows[key].value!r} is used.")
             for key in ("url", "key_prefix")
             if key in rows and rows[key].source == "default"
         )

@@ -64,12 +64,14 @@ def valkey_server():
         yield server
 
 
-@pytest.fixture(params=["sqlite", "file", "valkey"])
+@pytest.fixture(params=["sqlite", "file", "valkey", "postgresql"])
 def url(request, directory):
     """The URL of an empty storage."""
     if request.param == "valkey":
         server = request.getfixturevalue("valkey_server")
         return f"{server.url}?key_prefix=cli-{next(COMMITS)}:"
+    if request.param == "postgresql":
+        return f"{request.getfixturevalue('postgres_server').url}?schema_name=cli_{next(COMMITS)}"
     return {"sqlite": f"sqlite:///{directory}/state.db", "file": f"file://{directory}/states"}[request.param]
 
 

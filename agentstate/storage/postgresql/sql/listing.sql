@@ -3,7 +3,7 @@
 CREATE OR REPLACE FUNCTION {schema}.page_{release}(
   p_now double precision, p_tenant text, p_kinds text[], p_low text, p_high text, p_owner text, p_label bytea,
   p_before double precision, p_after double precision, p_by_update boolean, p_reverse boolean,
-  p_cursor_updated double precision, p_cursor_kind text, p_cursor_id text, p_limit integer
+  p_cursor_updated double precision, p_cursor_kind text, p_cursor_id text, p_limit bigint
 ) RETURNS TABLE (
   kind text, id text, version bigint, commit_id bigint, owner text, created double precision, updated double precision,
   expires double precision, labels text, entry_bytes bigint, logs text

@@ -32,7 +32,7 @@ $body$;
 -- A page of the feed: what was committed by transactions older than every one that still runs, in their order.
 -- `more` says that younger ones have committed, too.
 CREATE OR REPLACE FUNCTION {schema}.feed_{release}(
-  p_partition integer, p_xid bigint, p_scope bigint, p_limit integer,
+  p_partition integer, p_xid bigint, p_scope bigint, p_limit bigint,
   OUT f_xid bigint[], OUT f_scope bigint[], OUT f_tenant text[], OUT f_kind text[], OUT f_id text[],
   OUT f_version bigint[], OUT f_commit bigint[], OUT f_at double precision[], OUT more boolean
 ) LANGUAGE sql STABLE AS $body$

@@ -1,7 +1,7 @@
 -- Reads a state without its turn. All statements of a stable function see the moment at which it was called.
 CREATE OR REPLACE FUNCTION {schema}.look_{release}(
   p_now double precision, p_tenant text, p_kind text, p_id text,
-  p_inline bigint, p_sections text[], p_key_sections text[], p_keys text[], p_logs text[], p_tails integer[], p_once text,
+  p_inline bigint, p_sections text[], p_key_sections text[], p_keys text[], p_logs text[], p_tails bigint[], p_once text,
   OUT now double precision, OUT lease_counter bigint, OUT lease_until double precision,
   OUT held_by text, OUT held_since double precision, OUT wake_channel text, OUT wake_nonce bigint,
 {found}
@@ -24,7 +24,7 @@ END $body$;
 -- that, and stays while it is read.
 CREATE OR REPLACE FUNCTION {schema}.enter_{release}(
   p_now double precision, p_tenant text, p_kind text, p_id text,
-  p_inline bigint, p_sections text[], p_key_sections text[], p_keys text[], p_logs text[], p_tails integer[], p_once text,
+  p_inline bigint, p_sections text[], p_key_sections text[], p_keys text[], p_logs text[], p_tails bigint[], p_once text,
   p_partition integer, p_nonce bigint, p_seconds double precision, p_holder text, p_channel text,
   p_touch double precision,
   OUT now double precision, OUT lease_counter bigint, OUT lease_until double precision,

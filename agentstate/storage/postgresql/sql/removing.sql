@@ -23,13 +23,13 @@ END $body$;
 
 -- One bounded step: expired states, entries and items whose turns are free. Rows that others lock are for later.
 CREATE OR REPLACE FUNCTION {schema}.sweep_{release}(
-  p_now double precision, p_limit integer,
+  p_now double precision, p_limit bigint,
   OUT tenants text[], OUT kinds text[], OUT ids text[], OUT entries integer, OUT items integer
 ) LANGUAGE plpgsql SET enable_seqscan = off SET plan_cache_mode = force_generic_plan AS $body$
 DECLARE
   v_now double precision := coalesce(p_now, extract(epoch FROM clock_timestamp()));
   v_xid bigint;
-  v_left integer := p_limit;
+  v_left bigint := p_limit;
   v_bytes bigint;
   v_count integer;
   v_first bigint;
