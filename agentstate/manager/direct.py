@@ -36,14 +36,14 @@ def _value(entry: Entry | None) -> Any:
 
 async def get(route: Route, scope: StateScope, at: At) -> Any:
     """Return a value, `MISSING` when it is absent."""
-    snapshot = await route.store.storage.read(scope, Wants((), (at,), (), 0))
+    snapshot = await route.store.read(scope, Wants((), (at,), (), 0))
     return _value(snapshot.entries.get(at))
 
 
 async def get_many(route: Route, scope: StateScope, section: str, keys: Sequence[str]) -> dict[str, Any]:
     """Return those values that are there."""
     wanted = tuple((section, key) for key in keys)
-    snapshot = await route.store.storage.read(scope, Wants((), wanted, (), 0))
+    snapshot = await route.store.read(scope, Wants((), wanted, (), 0))
     return {at[1]: _value(snapshot.entries[at]) for at in wanted if at in snapshot.entries}
 
 
@@ -87,7 +87,7 @@ async def increment(route: Route, scope: StateScope, at: At, by: int) -> Any:
 
 async def has(route: Route, scope: StateScope, at: At) -> bool:
     """Return whether an entry is there."""
-    snapshot = await route.store.storage.read(scope, Wants((), (at,), (), 0))
+    snapshot = await route.store.read(scope, Wants((), (at,), (), 0))
     return at in snapshot.entries
 
 

@@ -189,6 +189,20 @@ async def test_native_handlers_meet_it_too(place):
     assert await native.get_variable("c-1", "name") == "grüße"
 
 
+async def test_the_state_manager_meets_it_too(place):
+    """Its accessors neither read past a record nor write beside it."""
+    place.write("c-1")
+    async with agentstate.StateManager(place.storage) as manager:
+        conversation = manager.conversation("c-1")
+        for call in (
+            lambda: conversation.get("name"),
+            lambda: conversation.set("name", "x"),
+            lambda: conversation.update({"name": "x"}),
+        ):
+            with pytest.raises(UnsupportedError, match="agentstate import-agentup"):
+                await call()
+
+
 async def test_the_turn_is_given_back(place):
     """A refused handler holds nothing: whoever comes next is refused at once, and not after a wait."""
     place.write("c-1")
