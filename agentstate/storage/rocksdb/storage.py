@@ -22,8 +22,8 @@ and waits for the sync when it isn't yet. Pushing an expiry on is written, but n
 Who may run at once: any tasks, threads and event loops of one process. The engine locks its
 directory: a second process, or a second storage, gets `StoreInUseError`. A forked child must make
 a storage of its own, in another directory, and end through ``os._exit``, as those of multiprocessing
-do: the engine's own exit handlers look for threads that a fork doesn't have. On cancellation, a commit that was written stays, with
-its turn given back; a read gives back the turn that it had just taken.
+do: the engine's own exit handlers look for threads that a fork doesn't have. On cancellation, a
+commit that was written stays, with its turn given back; a read gives back the turn that it had just taken.
 """
 
 from __future__ import annotations
