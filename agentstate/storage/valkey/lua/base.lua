@@ -11,7 +11,6 @@
 --   expires, native, owner, parent, labels
 --   section:<name>  '<stamp>'
 --   log:<name>      '<stamp> <first> <head> <next seq> <bytes>'
--- Values of 64 bytes and less keep a hash compact.
 --
 -- Every run of a script makes its functions anew, and what they take from outside. So the two scripts of a turn
 -- have next to none, and take those for rarer things in where these are found ('-- Here: <parts>').

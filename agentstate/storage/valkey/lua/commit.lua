@@ -30,14 +30,19 @@ local sections = puts + 2 * put_count
 local taken = sections + section_count
 
 -- A commit that was sent a second time, because its reply was lost, is done once: the commits of at
--- least the last 30 seconds are known with what was replied, in two generations.
+-- least the last 30 seconds are known, as '<version> <what was replied of logs and counters>' or '-', in two
+-- generations.
 local known = key('known')
 local done, since, before = unpack(call('HMGET', known, commit, 'since', 'before'))
 since = tonumber(since)
 if before and not done and (ARGV[2] == '1' or now - since < KNOWN_SECONDS) then
   done = call('HGET', key('known-before'), commit)
 end
-if done then return done end
+if done then
+  local made, rest = match(done, '^(%d+)(.*)$')
+  local record = call('HMGET', state, 'head', 'expires')
+  return made and made .. ' ' .. match(record[1] or '0 ', '(%x+) %S*$') .. ' ' .. (record[2] or '-') .. rest or done
+end
 
 local record = call('HMGET', state, 'head', 'turn', 'line', 'expires', 'native', 'version', 'owner', 'labels',
   unpack(ARGV, 15, wanted))
@@ -109,7 +114,7 @@ if nonce ~= '' and find(options, 'r', 1, true) then set[3], set[4] = 'turn', '0 
 if slides then set[#set + 1], set[#set + 2] = 'expires', expires end
 for i = sections + 1, sections + section_count do set[#set + 1], set[#set + 2] = ARGV[i], stamp end
 
-local items, ranges, reply = {}, '', version .. ' ' .. born .. ' ' .. (expires or '-')
+local items, ranges, places = {}, '', ''
 for i = 1, log_count do
   local field, count, added = ARGV[14 + i], ARGV[taken + 1], {}
   local first, last, seq, size = match(record[RECORD_FIELDS + i], '^%S+ (%d+) (%d+) (%d+) (%d+)$')
@@ -118,7 +123,7 @@ for i = 1, log_count do
   for j = 1, count do added[j] = seq + j - 1 .. ' ' .. ARGV[taken + 2 + j] end
   local place = first .. ' ' .. last + count .. ' ' .. next_seq .. ' ' .. size + ARGV[taken + 2]
   set[#set + 1], set[#set + 2] = field, stamp .. ' ' .. place
-  items[i], ranges, reply = added, ranges .. ' ' .. sub(field, 5) .. ' ' .. seq .. ' ' .. next_seq - 1, reply .. ' ' .. place
+  items[i], ranges, places = added, ranges .. ' ' .. sub(field, 5) .. ' ' .. seq .. ' ' .. next_seq - 1, places .. ' ' .. place
   taken = taken + 2 + count
 end
 
@@ -139,6 +144,6 @@ if journaled then
   call('RPUSH', journal, stamp .. ' ' .. nowtext .. ' 0' .. ranges .. '\n' .. ARGV[#ARGV])
   if journaled >= JOURNAL_COUNT + JOURNAL_SPARE then call('LTRIM', journal, -JOURNAL_COUNT, -1) end
 end
-call('HSET', known, commit, reply)
+call('HSET', known, commit, version .. places)
 call('HSET', state, unpack(set))
-return reply
+return version .. ' ' .. born .. ' ' .. (expires or '-') .. places

@@ -187,11 +187,9 @@ end
 put('head', stamp .. ' ' .. kept.updated .. ' ' .. bytes .. ' ' .. origin)
 many('HSET', state, set)
 
-local said = {version, born, renewed and text(renewed) or ttl ~= '' and m.expires or '-'}
-for _, place in ipairs(places) do said[#said + 1] = place end
-for _, sum in ipairs(sums) do said[#said + 1] = sum end
-local reply = table.concat(said, ' ')
-remember(reply)
+for _, sum in ipairs(sums) do places[#places + 1] = sum end
+local made = places[1] and ' ' .. table.concat(places, ' ') or ''
+remember(version .. made)
 
 -- Last, when all keys are there: their expiry.
 if renewed then
@@ -214,4 +212,4 @@ if m.expires and m.native then
   end
 end
 waiters.wake(woken)
-return reply
+return version .. ' ' .. born .. ' ' .. (m.expires or '-') .. made
