@@ -1,4 +1,4 @@
-"""Conversations as JSON Lines: export, import, and nothing lost in between.
+"""Conversations as JSON Lines: export, import, and nothing lost in between; states copied from storage to storage.
 
 One line is the file's head (format and version), then for each conversation one line that
 says whose it is, one for each entry and one for each message, and at the end one that counts
@@ -18,7 +18,8 @@ checked to its end before the first conversation of it is stored. Its messages k
 and times; positions are counted anew, and a state's own times are those of the import.
 """
 
+from agentstate.exchange.copying import Copied, copy_states
 from agentstate.exchange.exporting import Exported, export_contexts
 from agentstate.exchange.importing import Imported, import_contexts
 
-__all__ = ["Exported", "Imported", "export_contexts", "import_contexts"]
+__all__ = ["Copied", "Exported", "Imported", "copy_states", "export_contexts", "import_contexts"]

@@ -171,7 +171,7 @@ class _Copier:
             scope=there.scope,
             found=there.stamp,
             what="the state",
-            remedy="Leave what is there with on_existing='skip', or replace it with on_existing='replace'.",
+            remedy="Say on_existing= (--on-existing): 'skip' leaves what is there, 'replace' puts the copy in its place.",
         )
 
     async def _store(self, original: Snapshot, there: Snapshot) -> int | None:
