@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from agentstate import codec
 from agentstate.errors import ConflictError, UnsupportedValueError, ValueTooLargeError
 from agentstate.manager import entries, patches
 from agentstate.manager.parents import parent_of
+from agentstate.manager.results import ANY_VERSION, AnyVersion, Listing, StateInfo, Versioned, info_of
 from agentstate.manager.typed import dumped, typed
 from agentstate.scope import ScopeKind, StateScope
 from agentstate.state.buffer import MISSING
@@ -19,59 +20,14 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping
 
     from agentstate.manager.routes import Routes
-    from agentstate.storage.protocol import Snapshot, Stamp
+    from agentstate.storage.protocol import Stamp
 
-__all__ = ["Listing", "Operations", "StateInfo", "Versioned"]
+__all__ = ["AnyScope", "Operations"]
 
 T = TypeVar("T")
 R = TypeVar("R")
 AnyScope = StateScope | ScopeKind
 Keys = list[str]
-
-
-class Any_:  # noqa: N801 - it reads as a value
-    """The type of `ANY_VERSION`."""
-
-
-ANY_VERSION: Final = Any_()
-"""Stands for 'whatever version it has'."""
-
-
-class Versioned(NamedTuple):
-    """A value and its version.
-
-    Attributes:
-        version: give it to ``set(..., expected=version)``; ``None``: the value is absent.
-    """
-
-    value: Any
-    version: Stamp | None
-
-
-class StateInfo(NamedTuple):
-    """What is known of a state beside its entries. Times are seconds since the epoch."""
-
-    scope: StateScope
-    version: int
-    owner: str | None
-    parent: StateScope | None
-    created_at: float
-    updated_at: float
-    expires_at: float | None
-    labels: Mapping[str, str]
-
-
-class Listing(dict[str, Any]):
-    """A page of entries in the order of their keys.
-
-    Attributes:
-        cursor: pass it for the next page; ``None`` on the last.
-    """
-
-    def __init__(self, values: Mapping[str, Any], cursor: str | None) -> None:
-        """Hold the entries of a page."""
-        super().__init__(values)
-        self.cursor = cursor
 
 
 class Operations(ABC):
@@ -159,7 +115,7 @@ class Operations(ABC):
         value: Any,
         *,
         ttl: float | None = None,
-        expected: Stamp | Any_ | None = ANY_VERSION,
+        expected: Stamp | AnyVersion | None = ANY_VERSION,
         as_type: type[Any] | None = None,
         path: str | None = None,
     ) -> None:
@@ -185,7 +141,7 @@ class Operations(ABC):
             await self._change(where, key, lambda old: patches.put(old, path, value))
             return
         self.check_size(where, key, value)
-        if isinstance(expected, Any_):
+        if isinstance(expected, AnyVersion):
             await self.run(where, entries.put, at, value, ttl)
             return
         refused = await self.run(where, entries.put_expecting, at, value, ttl, expected)
@@ -280,7 +236,7 @@ class Operations(ABC):
         """Return what is known of a state beside its entries, ``None`` when it is absent."""
         where = self.resolve(scope)
         there, found = await self.run(where, entries.state)
-        return _info(where, found) if there and found.stamp is not None else None
+        return info_of(where, found) if there and found.stamp is not None else None
 
     # -- without reading first ------------------------------------------------------------------
 
@@ -405,17 +361,3 @@ def _as(wanted: type[Any], old: Any, key: str) -> Any:
     if not isinstance(old, wanted):
         raise UnsupportedValueError(f"{key!r} holds {type(old).__name__}, no {wanted.__name__}.", path=key)
     return old
-
-
-def _info(scope: StateScope, found: Snapshot) -> StateInfo:
-    assert found.stamp is not None
-    return StateInfo(
-        scope,
-        found.stamp.version,
-        found.owner,
-        parent_of(scope, found.parent),
-        found.created_at,
-        found.updated_at,
-        found.expires_at,
-        dict(found.labels),
-    )

@@ -9,7 +9,8 @@ from agentstate.state.buffer import MISSING
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping
 
-    from agentstate.manager.face import Listing, Operations, StateInfo, Versioned
+    from agentstate.manager.face import Operations
+    from agentstate.manager.results import Listing, StateInfo, Versioned
     from agentstate.scope import StateScope
     from agentstate.storage.protocol import Stamp
 

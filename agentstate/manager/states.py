@@ -9,8 +9,8 @@ from agentstate.errors import ContextIdError
 from agentstate.manager import calls, lifetime, lock, outbox
 from agentstate.manager.accessors import Accessors
 from agentstate.manager.bound import BoundState, scopes_of
-from agentstate.manager.face import StateInfo
 from agentstate.manager.parents import parent_of
+from agentstate.manager.results import StateInfo
 from agentstate.manager.routes import Routes
 from agentstate.manager.scoped import ScopedState
 from agentstate.manager.transaction import Transaction

@@ -1,4 +1,4 @@
-"""What type checkers make of stateful handlers: mypy and pyright must agree with the marks in ``handlers.py``."""
+"""What type checkers make of handlers and states: mypy and pyright must agree with the marks in the files beside."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-HANDLERS = HERE / "handlers.py"
+FILES = [HERE / "handlers.py", HERE / "states.py"]
 ROOT = HERE.parent.parent
 MYPY = (
     "--strict",
@@ -23,8 +23,10 @@ MYPY = (
 
 
 def marked():
-    """Return the lines that are marked as wrong."""
-    return {n for n, line in enumerate(HANDLERS.read_text().splitlines(), 1) if "# wrong" in line}
+    """Return the lines that are marked as wrong, by file."""
+    return {
+        file.name: {n for n, line in enumerate(file.read_text().splitlines(), 1) if "# wrong" in line} for file in FILES
+    }
 
 
 def run(*command):
@@ -34,19 +36,24 @@ def run(*command):
     return done.stdout
 
 
+def by_file(errors):
+    """Return the lines of errors by file."""
+    return {file.name: {line for name, line, _ in errors if Path(name).name == file.name} for file in FILES}
+
+
 def test_mypy():
     """mypy reports the marked lines and nothing else."""
     pytest.importorskip("mypy")
-    found = [json.loads(line) for line in run("mypy", *MYPY, str(HANDLERS)).splitlines()]
-    errors = {one["line"]: one["message"] for one in found if one["severity"] == "error"}
-    assert set(errors) == marked(), errors
-    assert {one["file"] for one in found} == {"tests/typing/handlers.py"}
+    found = [json.loads(line) for line in run("mypy", *MYPY, *map(str, FILES)).splitlines()]
+    errors = [(one["file"], one["line"], one["message"]) for one in found if one["severity"] == "error"]
+    assert by_file(errors) == marked(), errors
+    assert {Path(one["file"]).parent for one in found} == {HERE.relative_to(ROOT)}
 
 
 def test_pyright():
     """Pyright reports the marked lines and nothing else."""
     pytest.importorskip("pyright")
     found = json.loads(run("pyright", "--outputjson", "--pythonpath", sys.executable, "--project", str(HERE)))
-    assert found["summary"]["filesAnalyzed"] == 1
-    errors = {one["range"]["start"]["line"] + 1: one["message"] for one in found["generalDiagnostics"]}
-    assert set(errors) == marked(), errors
+    assert found["summary"]["filesAnalyzed"] == len(FILES)
+    errors = [(one["file"], one["range"]["start"]["line"] + 1, one["message"]) for one in found["generalDiagnostics"]]
+    assert by_file(errors) == marked(), errors
