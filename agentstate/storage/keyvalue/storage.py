@@ -4,8 +4,9 @@ A state is a head document, which holds all of it but what long logs have sealed
 of their own (`agentstate.storage.keyvalue.segments`). What is atomic: a commit of one state, since
 it is one write of its head; commits of several states are refused. Who may run at once: with
 ``compare_and_swap`` any processes, and turns are leases in the heads; without it the tasks, threads
-and loops of this process only. On cancellation, what was begun is carried through by a task of the
-storage's own. Waiting for a turn is polling, every 5 to 50 ms.
+and loops of this process only. A forked child must make a storage of its own. On cancellation, what
+was begun is carried through by a task of the storage's own. Waiting for a turn is polling, every 5
+to 50 ms.
 
 What it costs: a commit reads and writes the head once, notes what the feed is to tell (one write,
 one removal) and adds to the newest document of the feed. So keep the entries of a state small: they
@@ -16,6 +17,7 @@ reads all.
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
 from functools import partial
@@ -100,7 +102,7 @@ class KeyValueStorage(Lookups):
 
     async def close(self) -> None:
         """Give back turns, and use the byte store no more."""
-        if self._closed:
+        if self._closed or os.getpid() != self._process:
             return
         for nonce, scope in list(self._held.items()):
             await self.leave(scope, nonce)

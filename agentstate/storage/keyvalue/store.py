@@ -9,6 +9,7 @@ caller is cancelled.
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 import time
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
@@ -73,10 +74,14 @@ class Store:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._told: dict[str, str] = {}
         self._closed = False
+        self._process = os.getpid()
 
     def _check_open(self) -> None:
-        if self._closed:
-            raise StorageClosedError("This key-value storage was closed.", remedy="Make a new one.")
+        if self._closed or os.getpid() != self._process:
+            raise StorageClosedError(
+                "This key-value storage was closed, or belongs to the parent of this forked process.",
+                remedy="Make a new one in this process.",
+            )
 
     def head_key(self, scope: StateScope) -> str:
         """Return the key of a state's head."""
