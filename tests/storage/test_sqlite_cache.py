@@ -4,6 +4,7 @@ import asyncio
 import random
 import sqlite3
 import sys
+import threading
 from contextlib import closing
 from pathlib import Path
 
@@ -174,6 +175,32 @@ class TestNeverStale:
         assert run(script, path).returncode == 0
         assert await value(storage) is None
 
+    async def test_between_a_commit_and_its_being_known(self, storage, monkeypatch):
+        """While the writing thread has committed and not said so yet, its states are read from the file, others not."""
+        await put(storage, A)
+        await put(storage, B)
+        known, committed, go_on = storage._engine.known, threading.Event(), threading.Event()
+        end = known.end
+
+        def end_late(*, kept):
+            committed.set()
+            go_on.wait(10)
+            end(kept=kept)
+
+        monkeypatch.setattr(known, "end", end_late)
+        task = asyncio.create_task(put(storage, A, value=b"2"))
+        await asyncio.to_thread(committed.wait, 10)
+        try:
+            assert await value(storage, A) == b"2"
+            assert storage.cache_info().hits == 0
+            assert await value(storage, B) == b"1"
+            assert storage.cache_info().hits == 1
+        finally:
+            go_on.set()
+        await task
+        assert await value(storage, A) == b"2"
+        assert storage.cache_info().hits == 2
+
     async def test_an_undone_group_leaves_no_trace(self, storage):
         """What the engine undid was never known."""
         await put(storage)
@@ -313,6 +340,21 @@ class TestBounds:
         assert str(path.resolve()) not in walindex._indexes
         if sys.platform == "linux":
             assert f"{path.resolve()}-shm" not in Path("/proc/self/maps").read_text(encoding="utf-8")
+
+    def test_a_file_made_anew_has_an_index_of_its_own(self, path):
+        """Where a file was removed under an open storage, the next one of that name doesn't look at the old one."""
+        old, new, beside = (SqliteStorage(path) for _ in range(3))
+        asyncio.run(put(old))
+        for file in path.parent.glob("state.db*"):
+            if file.is_file():
+                file.unlink()
+        asyncio.run(put(new, value=b"2"))
+        assert asyncio.run(value(new)) == b"2"
+        asyncio.run(put(beside, value=b"3"))
+        assert asyncio.run(value(new)) == b"3"
+        for storage in (old, new, beside):
+            asyncio.run(storage.close())
+        assert str(path.resolve()) not in walindex._indexes
 
     async def test_without_the_index_every_read_asks_the_file(self, path, monkeypatch):
         """Where the index can't be seen, or has another format, nothing is believed."""

@@ -147,7 +147,8 @@ class KnownStates:
             if not kept:
                 return
             self._head = self._index.head()
-            if before is None or self._head is None or commits_between(before, self._head) > 1:
+            changes = any(state is not None for state in group.values())
+            if before is None or self._head is None or not changes <= commits_between(before, self._head) <= 1:
                 self._epoch += 1
                 return
             for scope, state in group.items():

@@ -1,11 +1,12 @@
 """The SQLite backend, the default: one file, shared by any number of processes of one machine.
 
-A turn is one hop to the reading thread and one to the writing thread. What is atomic: a read
-sees the end of one commit; a commit is one transaction, or a part of a group's. Who may run at
-once: any tasks, threads, event loops and processes; turns are kernel locks (`MachineLocks`)
-that are given back on the writing thread when the commit is stored. On cancellation, a read
-gives the turn back that it had just taken; a commit that was handed over is stored or refused
-whole, and gives the turn back by itself. A forked child must make a storage of its own.
+A turn is one hop to the writing thread, and before it one to the reading thread, unless the state
+is known and nobody has changed it since (`KnownStates`). What is atomic: a read sees the end of one
+commit; a commit is one transaction, or a part of a group's. Who may run at once: any tasks, threads,
+event loops and processes; turns are kernel locks (`MachineLocks`) that are given back on the writing
+thread when the commit is stored. On cancellation, a read gives the turn back that it had just taken; a
+commit that was handed over is stored or refused whole, and gives the turn back by itself. A forked
+child must make a storage of its own.
 """
 
 from __future__ import annotations

@@ -18,10 +18,8 @@ import mmap
 import os
 import struct
 import threading
-from typing import TYPE_CHECKING, Final
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from pathlib import Path
+from typing import Final
 
 __all__ = ["WalIndex", "commits_between"]
 
@@ -48,9 +46,20 @@ class WalIndex:
         """Return the file's index for one more connection; to be called before that is opened."""
         name = os.path.realpath(path)
         with _lock:
-            index = _indexes.setdefault(name, cls(name))
+            index = _indexes.get(name)
+            if index is None or index.is_gone():
+                index = _indexes[name] = cls(name)
             index.users += 1
             return index
+
+    def is_gone(self) -> bool:
+        """Whether the file was removed since it was mapped; one of the same name is another."""
+        if self._descriptor < 0:
+            return False
+        try:
+            return not os.path.samestat(os.fstat(self._descriptor), Path(f"{self._name}-shm").stat())
+        except OSError:
+            return True
 
     def map(self) -> None:
         """Begin to see the index; to be called when a connection has used the file in WAL mode.
@@ -80,7 +89,8 @@ class WalIndex:
         with _lock:
             self.users -= 1
             if self.users == 0:
-                del _indexes[self._name]
+                if _indexes.get(self._name) is self:
+                    del _indexes[self._name]
                 if self._map is not None:
                     self._map.close()
                 if self._descriptor >= 0:
