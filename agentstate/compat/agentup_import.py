@@ -164,7 +164,7 @@ async def _on_valkey(options: ValkeyOptions, store: Store) -> AsyncGenerator[Who
             if data is None:
                 continue  # its time was over meanwhile
             key = options.key_prefix + context_id
-            (left,) = await here.ask_all([("PTTL", key)])
+            (left,) = await here.ask_all([("PTTL", key.encode())])
             whole = whole_of(data, f"{key} at {options.location}")
             if left > 0:
                 whole.head = whole.head._replace(expires_at=store.clock() + left / MILLISECONDS)

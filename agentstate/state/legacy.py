@@ -13,6 +13,7 @@ one that was forgotten. Cancelling a look loses nothing: it only reads.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shlex
 from collections import OrderedDict
@@ -75,8 +76,9 @@ class Legacy:
         """
         if scope in self._checked:
             return
-        for context_id in _names(scope):
-            data = await self._place.legacy_record(context_id)
+        names = _names(scope)
+        found = await asyncio.gather(*map(self._place.legacy_record, names))
+        for context_id, data in zip(names, found, strict=True):
             if data is not None and is_record(data, context_id) and await self._is_missed(scope, context_id):
                 raise self._refusal(scope, context_id)
         self._checked[scope] = None

@@ -203,6 +203,26 @@ async def test_the_state_manager_meets_it_too(place):
                 await call()
 
 
+async def test_looking_costs_new_conversations_only(valkey_server, valkey_prefix):
+    """Under a prefix that may be AgentUp's two keys are looked up at a conversation's first turn; else none ever is."""
+
+    async def lookups(storage):
+        @agentstate.stateful(storage=storage)
+        async def handler(task, context, context_id):
+            await context.increment(context_id, "n")
+
+        counts = []
+        for _ in range(3):
+            before = valkey_server.calls().get("get", 0)
+            await handler({"context_id": f"new-{valkey_prefix}"})
+            counts.append(valkey_server.calls().get("get", 0) - before)
+        await storage.close()
+        return counts
+
+    assert await lookups(ValkeyStorage(valkey_server.url, key_prefix=valkey_prefix)) == [2, 0, 0]
+    assert await lookups(ValkeyStorage(valkey_server.url)) == [0, 0, 0]
+
+
 async def test_the_turn_is_given_back(place):
     """A refused handler holds nothing: whoever comes next is refused at once, and not after a wait."""
     place.write("c-1")

@@ -240,3 +240,11 @@ async def test_a_turn_that_waits_is_woken(storage, cluster, valkey_prefix):
 async def take(context):
     async with context.turn("c") as conversation:
         await conversation.increment("n")
+
+
+async def test_looking_for_another_systems_records(storage):
+    """A new conversation is begun wherever its key, and that of a record AgentUp may have left, has its slot."""
+    context = ConversationContext(storage)
+    for number in range(30):
+        assert await context.increment(f"c-{number}", "n") == 1
+        assert await storage.legacy_record(f"c-{number}") is None

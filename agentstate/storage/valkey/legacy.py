@@ -56,7 +56,7 @@ async def keys(here: LoopConnections, options: ValkeyOptions, limit: int) -> tup
 
 async def record(here: LoopConnections, options: ValkeyOptions, context_id: str) -> bytes | None:
     """Return a record as it was written; ``None`` when there is none."""
-    (reply,) = await here.ask_all([("GET", options.key_prefix + context_id)], errors=True)
+    (reply,) = await here.ask_all([("GET", (options.key_prefix + context_id).encode())], errors=True)
     if isinstance(reply, ServerError):
         if reply.code == "WRONGTYPE":
             return None
