@@ -263,13 +263,15 @@ def committed_of(
     del scope
     if reply == b"-":
         return Committed(None, 0, {}, {})
-    version, birth, expires, *rest = reply.split(b" ")
-    stamp, words = new(Stamp, (int(version), commit_id)), iter(rest)
+    version, birth, expires, *words = reply.split(b" ")
+    stamp, at = new(Stamp, (int(version), commit_id)), 0
     views: dict[str, LogView] = {}
     for log in logs:
-        first = next(words)
-        if first != b"-":
-            place = int(first), int(next(words)), int(next(words)), stamp, int(next(words)), ()
-            views[log] = new(LogView, place)
-    sums = {at: int(value) for at, value in zip(counters, words, strict=True)} if counters else {}
+        if words[at] == b"-":
+            at += 1
+        else:
+            first, head, next_seq, size = map(int, words[at : at + 4])
+            views[log] = new(LogView, (first, head, next_seq, stamp, size, ()))
+            at += 4
+    sums = {one: int(word) for one, word in zip(counters, words[at:], strict=True)} if counters else {}
     return new(Committed, (stamp, int(birth, 16), views, sums, None if expires == b"-" else float(expires)))

@@ -140,6 +140,8 @@ def commit_call(
     appends, special = _appends(part, logs)
     birth, ttl, record = part.birth, part.ttl, part.record
     options = f"{special or own_ttl}{'x' if changes else ''}{'r' if release else ''}{'' if record is None else 'j'}"
+    if part.sliding and not isinstance(ttl, Keep):
+        options += "s"
     arguments: list[Argument] = [
         now,
         "",
@@ -147,7 +149,7 @@ def commit_call(
         "*" if birth is ANY else f"{birth:016x}" if birth else "-",
         "*" if part.base is ANY else _stamp(part.base),
         nonce or "",
-        options if isinstance(ttl, Keep) or not part.sliding else f"{options}s",
+        options,
         "k" if isinstance(ttl, Keep) else number_text(ttl),
         len(logs),
         len(conditions),
@@ -168,7 +170,7 @@ def commit_call(
     if record is not None:
         arguments.append(record)
     if len(arguments) > MANY:
-        arguments[OPTIONS] = f"{arguments[OPTIONS]}m"
+        arguments[OPTIONS] = f"{options}m"
     return new(CommitCall, (arguments, stamps, logs, sums))
 
 

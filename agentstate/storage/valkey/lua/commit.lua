@@ -69,8 +69,10 @@ end
 -- A new generation of known commits begins when this one holds 32 and is 30 seconds old.
 local aged = not since or (now - since >= KNOWN_SECONDS and call('HLEN', known) > KNOWN_COUNT + 1)
 -- A lifetime that slides needs no more than a new end, as long as the engine's own expiry is far off.
-local slides = expires and tonumber(ttl) and find(options, 's', 1, true) and tonumber(record[5] or 0) >= now + 1.5 * ttl
-local rare = aged or not alive or not (slides or ttl == 'k') or (line and line ~= '') or record[8] or find(options, '[xom]')
+local native = tonumber(record[5])
+local slides = expires and native and tonumber(ttl) and find(options, 's', 1, true) and native >= now + 1.5 * ttl
+local rare = aged or not alive or not (slides or ttl == 'k') or (line or '') ~= '' or record[8]
+  or find(options, '[xom]')
 for i = 1, log_count do rare = rare or not record[RECORD_FIELDS + i] end
 if rare then
   -- Here: tools records index expiry remove line changes whole
@@ -123,7 +125,8 @@ for i = 1, log_count do
   for j = 1, count do added[j] = seq + j - 1 .. ' ' .. ARGV[taken + 2 + j] end
   local place = first .. ' ' .. last + count .. ' ' .. next_seq .. ' ' .. size + ARGV[taken + 2]
   set[#set + 1], set[#set + 2] = field, stamp .. ' ' .. place
-  items[i], ranges, places = added, ranges .. ' ' .. sub(field, 5) .. ' ' .. seq .. ' ' .. next_seq - 1, places .. ' ' .. place
+  items[i], places = added, places .. ' ' .. place
+  ranges = ranges .. ' ' .. sub(field, 5) .. ' ' .. seq .. ' ' .. next_seq - 1
   taken = taken + 2 + count
 end
 

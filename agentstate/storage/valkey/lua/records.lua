@@ -2,7 +2,8 @@
 
 local function log_record(raw)
   local stamp, first, head, next_seq, size = match(raw, '^(%S+) (%d+) (%d+) (%d+) (%d+)$')
-  return {stamp = stamp, first = tonumber(first), head = tonumber(head), next = tonumber(next_seq), size = tonumber(size)}
+  first, head, next_seq, size = tonumber(first), tonumber(head), tonumber(next_seq), tonumber(size)
+  return {stamp = stamp, first = first, head = head, next = next_seq, size = size}
 end
 
 -- '<stamp> <bytes> <v or n>[<expires>]'

@@ -1,7 +1,7 @@
 -- A commit of any kind. What `commit.lua` has read and found is at hand.
-local native = tonumber(record[5]) and record[5] or nil
 local m = {
-  head = head, turn = record[2], line = line, expires = expires, native = native, owner = record[7], labels = record[8],
+  head = head, turn = record[2], line = line, expires = expires, native = native and record[5], owner = record[7],
+  labels = record[8],
 }
 
 local entries, old, some = key('entries'), {}, entry_count == 0
