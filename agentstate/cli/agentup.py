@@ -49,7 +49,12 @@ def import_(
         return
     verb = "would be imported" if dry_run else "imported"
     skipped = f", {len(done.skipped)} skipped (there already, or expired)" if done.skipped else ""
-    typer.echo(f"{done.conversations} conversations with {done.messages} messages {verb}{skipped}.")
+    what = f"{_counted(done.conversations, 'conversation')} with {_counted(done.messages, 'message')}"
+    typer.echo(f"{what} {verb}{skipped}.")
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 async def _import(

@@ -15,7 +15,7 @@ import aiofiles.os
 
 from agentstate import codec
 from agentstate.compat.agentup_records import whole_of
-from agentstate.errors import ConfigError, StorageAccessError
+from agentstate.errors import ConfigError, StateError, StorageAccessError
 from agentstate.exchange.importing import Imported, OnExisting, check_mode, store_all
 from agentstate.scope import StateScope
 from agentstate.state.legacy import IMPORTED, imported_as, is_record
@@ -93,7 +93,13 @@ async def import_agentup(
                     places[whole.head.id] = whole.scope.text
                     yield whole
 
-    imported = await store_all(context, wholes(), on_existing, dry_run=dry_run)
+    try:
+        imported = await store_all(context, wholes(), on_existing, dry_run=dry_run)
+    except StateError:
+        if places and not dry_run:
+            places.popitem()  # perhaps the very one that couldn't be stored
+            await _note(context.store, places)
+        raise
     if not dry_run:
         await _note(context.store, places)
     return imported._replace(skipped=(*imported.skipped, *done))

@@ -46,7 +46,7 @@ def test_into_another_storage(agentstate, source, url):
 def test_what_exists_is_not_overwritten(agentstate, source, url, writer):
     """A conversation that goes on here already stays as it is."""
     writer.put("conversation:c-1", name="Bob")
-    assert agentstate("import-agentup", source, "--url", url).out.startswith("1 conversations")
+    assert agentstate("import-agentup", source, "--url", url).out.startswith("1 conversation with")
     assert agentstate("show", "c-1", "--url", url, "--json").json["sections"] == {"variables": {"name": "Bob"}}
 
 
@@ -104,7 +104,7 @@ def test_a_prefix_in_the_url_counts(agentstate, valkey_server, directory):
         ((valkey_server.url,), "agentup:state:1"),
     ):
         run = agentstate("import-agentup", *arguments, "--url", f"sqlite:///{directory}/state.db")
-        assert run.out.startswith("1 conversations"), run.err
+        assert run.out.startswith("1 conversation with"), run.err
         assert agentstate("show", name, "--url", f"sqlite:///{directory}/state.db").code == 0
 
 

@@ -258,6 +258,21 @@ async def test_importing_lines_is_refused_too(place, memory, tmp_path):
         await ConversationContext(place.storage).import_(tmp_path / "all.jsonl")
 
 
+async def test_an_import_that_stopped_half_way_goes_on(place, memory):
+    """What was stored before a damaged record stays, and isn't brought back if it was cleared since."""
+    for name in ("a", "b", "c"):
+        place.write(name)
+    place.write("d", history="none")
+    context = ConversationContext(memory)
+    with pytest.raises(DamagedStateError, match="d"):
+        await import_agentup(place.source, context, **options(place))
+    await context.clear_context("a")
+    place.write("d")
+    again = await import_agentup(place.source, context, **options(place))
+    assert (again.conversations, sorted(again.skipped)) == (1, ["a", "b", "c"])
+    assert not await context.exists("a")
+
+
 async def test_a_dry_run_stores_nothing(place, memory):
     """It says what would be stored, and what is there already."""
     place.write("c-1")
