@@ -7,6 +7,7 @@ from statistics import median
 from typing import TYPE_CHECKING, NamedTuple
 
 from benchmarks.floors.local import DictFloor, JsonlFloor
+from benchmarks.floors.rocksdb import SharedSyncFloor, SyncedFloor
 from benchmarks.floors.sqlite import GroupFloor, TwoHopFloor
 from benchmarks.floors.valkey import AutoPipelinedFloor, TwoTripFloor
 from benchmarks.measure import CALLERS, alternate, latency, ratio, throughput
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
     from benchmarks.workload import Contender
 
-BACKENDS = ("memory", "file", "sqlite", "valkey")
+BACKENDS = ("memory", "file", "sqlite", "rocksdb", "valkey")
 GROWTH_GATE = 1.2
 MEMORY_GATE = 30.0
 STORED = 100
@@ -46,6 +47,7 @@ class Place(NamedTuple):
             "memory": {},
             "file": {"storage_dir": str(self.directory / "states")},
             "sqlite": {"url": f"sqlite:///{self.directory}/state.db"},
+            "rocksdb": {"url": f"rocksdb:///{self.directory}/states.rocksdb"},
             "valkey": {"url": f"valkey://127.0.0.1:{self.port}"},
         }[backend]
 
@@ -56,13 +58,15 @@ class Place(NamedTuple):
         if backend == "file":
             (self.directory / "floor").mkdir(exist_ok=True)
             return JsonlFloor(self.directory / "floor"), JsonlFloor(self.directory / "floor")
+        if backend == "rocksdb":
+            return SyncedFloor(self.directory / "floor.rocksdb"), SharedSyncFloor(self.directory / "shared.rocksdb")
         if backend == "sqlite":
             return TwoHopFloor(self.directory), GroupFloor(self.directory)
         return TwoTripFloor(self.port), AutoPipelinedFloor(self.port)
 
 
-ONE_GATES = {"file": 3.0, "sqlite": 1.5, "valkey": 1.5}
-MANY_GATES = {"sqlite": 0.6, "valkey": 0.5}
+ONE_GATES = {"file": 3.0, "sqlite": 1.5, "rocksdb": 1.5, "valkey": 1.5}
+MANY_GATES = {"sqlite": 0.6, "rocksdb": 0.5, "valkey": 0.5}
 
 
 @asynccontextmanager
