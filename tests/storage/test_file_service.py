@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from agentstate.errors import StorageUnavailableError
+from agentstate.errors import StorageClosedError, StorageUnavailableError
 from agentstate.scope import StateScope
 from agentstate.storage.file import FileStorage, open_logs
+from agentstate.storage.file.jobs import Commit
 from agentstate.storage.file.root import name_of
-from agentstate.storage.protocol import Increment, LeaseRequest, Part, ScopeQuery, Wants
+from agentstate.storage.protocol import Append, Increment, LeaseRequest, Part, Put, ScopeQuery, Wants
 from tests.storage.filedisks import CountingDisk, UnsyncedDisk
 
 SCOPES = [StateScope.conversation(f"c{n}") for n in range(24)]
@@ -127,6 +128,39 @@ async def test_what_waits_is_done_before_closing(held):
     again = FileStorage(storage.location)
     assert [await counted(again, scope) for scope in SCOPES] == [3] * len(SCOPES)
     await again.close()
+
+
+async def test_a_small_change_is_made_by_its_caller_and_a_large_one_is_not(held, monkeypatch):
+    """What takes microseconds is made on the loop, before anything waits; what may take longer is made on a thread."""
+    storage, _ = held
+    makers = []
+    make = Commit.make
+
+    def noted(self, *arguments):
+        makers.append(threading.current_thread() is threading.main_thread())
+        return make(self, *arguments)
+
+    monkeypatch.setattr(Commit, "make", noted)
+    large = Part(scope=SCOPES[1], puts=[Put("variables", "v", b"1" * 100_000)])
+    many = Part(scope=SCOPES[2], appends=[Append("history", f"m{n}", b"1") for n in range(100)])
+    for part in (count(SCOPES[0]), large, many):
+        await storage.commit([part], commit_id=2)
+    assert makers == [True, False, False]
+
+
+async def test_a_change_that_was_made_is_taken_back_when_nobody_can_write_it(held, monkeypatch):
+    """A commit that comes when the threads are gone is refused; nothing of it stays, and nothing is locked."""
+    storage, _ = held
+    storage._workers.close()
+    with pytest.raises(StorageClosedError):
+        await storage.commit([count(SCOPES[0])], commit_id=2)
+    with pytest.raises(StorageClosedError):
+        await storage.drop(SCOPES[1])
+    other = FileStorage(storage.location)
+    await other.commit([count(SCOPES[0])], commit_id=3)
+    assert await counted(other, SCOPES[0]) == 2
+    assert await other.drop(SCOPES[1])
+    await other.close()
 
 
 async def test_few_logs_stay_open(tmp_path, monkeypatch):

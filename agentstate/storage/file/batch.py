@@ -25,7 +25,7 @@ from agentstate.storage.file.directory import announcement
 from agentstate.storage.file.held import feed_entries
 from agentstate.storage.file.journal import ops_after
 from agentstate.storage.file.scope import ROTATE_BYTES, Inconsistent
-from agentstate.storage.file.write import UndecidedError, append, rotate, rotation_due, sync
+from agentstate.storage.file.write import UndecidedError, append, compose, rotate, rotation_due, sync
 from agentstate.storage.oserrors import FULL, from_os_error
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from agentstate.storage.file.lines import Json
     from agentstate.storage.file.root import Root
     from agentstate.storage.file.scope import ScopeFiles
-    from agentstate.storage.file.write import Written
+    from agentstate.storage.file.write import Composed, Written
 
 __all__ = ["Outcome", "Writing", "announce_missing", "perform", "store", "tidy"]
 
@@ -56,9 +56,10 @@ class Writing:
         outcomes: how each write ended, in their order, once `store` has returned.
         marked: this scope's mark is set, and nothing keeps it from being taken away.
         failed: the line couldn't be written, or the writes weren't even tried.
+        news: what the feed has to be told.
     """
 
-    __slots__ = ("_line", "_ops", "_root", "failed", "files", "marked", "outcomes", "writes")
+    __slots__ = ("_line", "_root", "_written", "failed", "files", "marked", "news", "outcomes", "writes")
 
     def __init__(self, root: Root, files: ScopeFiles, writes: Sequence[Write[Any]]) -> None:
         """Begin with nothing done."""
@@ -66,21 +67,35 @@ class Writing:
         self.writes = writes
         self.outcomes: list[Outcome] = []
         self.marked = self.failed = False
+        self.news: bytes | None = None
         self._root = root
-        self._ops: list[Json] = []
-        self._line: Written | None = None
+        self._line: Composed | None = None
+        self._written: Written | None = None
 
-    def refresh(self) -> bool:
-        """Bring the image up to date, and return whether the writes may go on."""
-        root, files = self._root, self.files
-        try:
-            if not files.settled():
-                root.locked(files)
-            self.marked = files.told == files.n or self._told()
-        except Exception as error:  # noqa: BLE001 - it belongs to the callers
-            self.refuse(error)
+    def prepare(self) -> bool:
+        """Make the changes in memory, and return whether they were. Never blocks.
+
+        Only where the image is all that the log says, and the feed knows all of it.
+        """
+        files = self.files
+        if files.held is None or files.told != files.n or not files.settled():
             return False
+        self.marked = True
+        self._make()
         return True
+
+    def begin(self) -> bool:
+        """Bring the image up to date, and make the changes in it; return whether there is a line to write."""
+        if not self.outcomes:
+            try:
+                if not self.files.settled():
+                    self._root.locked(self.files)
+                self.marked = self.files.told == self.files.n or self._told()
+            except Exception as error:  # noqa: BLE001 - it belongs to the callers
+                self.refuse(error)
+                return False
+            self._make()
+        return self._line is not None
 
     def _told(self) -> bool:
         """Tell the feed of lines that weren't written here: their writer may have died before it did."""
@@ -95,23 +110,23 @@ class Writing:
         files.told = files.n
         return True
 
-    def write(self) -> None:
-        """Make the changes in the image, and write their line."""
+    def _make(self) -> None:
         try:
-            self._make()
-            if self._ops:
-                self._line = append(self.files, self._ops)
-        except OSError as error:
-            self._fail(from_os_error(error, "write the state", Path(self.files.log_path)))
+            ops = self._apply()
+            if ops:
+                files = self.files
+                line = self._line = compose(files, ops)
+                self.news = announcement(files, feed_entries(ops), n=files.n + 1, end=files.end + len(line.data))
         except Exception as error:
             # A step that ends like this may have been half made, and nothing of it is logged.
             log.exception("a write to %s failed", self.files.scope)
             self.files.forget()
             self.refuse(error)
 
-    def _make(self) -> None:
+    def _apply(self) -> list[Json]:
         held, now = self.files.held, self._root.clock()
         assert held is not None
+        ops: list[Json] = []
         for write in self.writes:
             try:
                 op, result = write.make(held, now)
@@ -120,29 +135,37 @@ class Writing:
                 continue
             self.outcomes.append(Outcome(result))
             if op is not None:
-                self._ops.append(op)
+                ops.append(op)
+        return ops
+
+    def write(self) -> None:
+        """Write the line."""
+        assert self._line is not None
+        try:
+            self._written = append(self.files, self._line)
+        except OSError as error:
+            self.fail(error)
 
     def sync(self) -> None:
         """Return when the line counts."""
-        if self._line is None:
+        if self._written is None:
             return
         try:
-            sync(self.files, self._line, synced=self._root.synced)
+            sync(self.files, self._written, synced=self._root.synced)
         except OSError as error:
-            self._fail(from_os_error(error, "write the state", Path(self.files.log_path)))
+            self.fail(error)
         except UndecidedError:
             said = f"The disk failed while {self.files.log_path} was synced."
             self._fail(StorageUnavailableError(said, remedy="Check the disk."), undecided=True)
 
-    def news(self) -> Json | None:
-        """Return what the feed has to be told."""
-        return announcement(self.files, feed_entries(self._ops)) if self._line is not None else None
+    def fail(self, error: OSError) -> None:
+        """Note that the line wasn't logged."""
+        self._fail(from_os_error(error, "write the state", Path(self.files.log_path)))
 
     def _fail(self, error: StorageError, *, undecided: bool = False) -> None:
-        """Note that the line wasn't logged, or (``undecided``) may or may not have been."""
         self.files.forget()
         self.failed = True
-        self._line, self.marked = None, self.marked and not undecided
+        self.news, self.marked = None, self.marked and not undecided
         for k, (write, outcome) in enumerate(zip(self.writes, self.outcomes, strict=True)):
             if outcome.error is None:
                 self.outcomes[k] = Outcome(error=self._unknown(error, write) if undecided else error)
@@ -157,7 +180,7 @@ class Writing:
     def refuse(self, error: BaseException) -> None:
         """Let every write end like this."""
         self.failed = True
-        self._ops.clear()
+        self.news = self._line = None
         self.outcomes = [Outcome(error=error)] * len(self.writes)
 
     def close(self) -> None:
@@ -190,12 +213,12 @@ def store(root: Root, todo: Sequence[Writing], written: Callable[[], None]) -> N
 
 def _written(root: Root, todo: Sequence[Writing]) -> list[Writing]:
     """Make the changes and write their lines; return what goes on from there."""
-    ready = [one for one in todo if one.refresh()]
+    ready = [one for one in todo if one.begin()]
     try:
         root.marks.mark([one.files.name for one in ready])
     except OSError as error:
         for one in ready:
-            one.refuse(from_os_error(error, "write the state", Path(one.files.log_path)))
+            one.fail(error)
         return []
     for one in ready:
         one.write()
@@ -213,7 +236,7 @@ def _finish(root: Root, ready: Sequence[Writing]) -> None:
 def _tell(root: Root, done: Sequence[Writing]) -> None:
     """Tell the feed. Marks stay when it can't be told, and somebody else will."""
     try:
-        root.tell([line for one in done if (line := one.news()) is not None])
+        root.tell([one.news for one in done if one.news is not None])
     except (OSError, StorageError):
         names = ", ".join(str(one.files.scope) for one in done)
         log.warning("the feed can't be told of %s; it will be told later", names, exc_info=True)
@@ -267,7 +290,7 @@ def announce_missing(root: Root, files: ScopeFiles) -> None:
     if held.gone_at is not None and told < files.n and not any(stamp is None for stamp, _ in entries):
         # The log that said so went with the state.
         entries.append((None, held.gone_at))
-    root.tell([announcement(files, entries)])
+    root.tell([announcement(files, entries, n=files.n, end=files.end)])
 
 
 # -- afterwards ------------------------------------------------------------------------------

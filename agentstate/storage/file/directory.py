@@ -8,8 +8,11 @@ from __future__ import annotations
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, NamedTuple
 
+import orjson
+
 from agentstate.scope import StateScope
 from agentstate.storage.file.codec import decode_info, encode_image, encode_info
+from agentstate.storage.file.lines import seal
 from agentstate.storage.index import ScopeIndex
 
 if TYPE_CHECKING:
@@ -30,22 +33,30 @@ class Known(NamedTuple):
     due: float | None
 
 
-def announcement(files: ScopeFiles, entries: Sequence[FeedEntry]) -> Json:
-    """Return what the feed says of a scope as it stands, and of these commits."""
+def announcement(files: ScopeFiles, entries: Sequence[FeedEntry], *, n: int, end: int) -> bytes:
+    """Return the line with what the feed says of a scope as it stands, and of these commits.
+
+    Args:
+        files: the scope's.
+        entries: the commits.
+        n: the number of its log's last line.
+        end: where that line ends.
+    """
     held = files.held
     assert held is not None
     state = None if held.image.stamp is None else encode_image(held.image)
-    return _line(files.address, Known(files.n, files.end, held.due), entries, state)
+    return _line(files.address, Known(n, end, held.due), entries, state)
 
 
-def farewell(scope: StateScope) -> Json:
-    """Return what the feed says of a scope that has no files any more."""
+def farewell(scope: StateScope) -> bytes:
+    """Return the line with what the feed says of a scope that has no files any more."""
     return _line(scope.text, Known(0, 0, None), [], None)
 
 
-def _line(address: str, known: Known, items: Sequence[FeedEntry], state: Json | None) -> Json:
+def _line(address: str, known: Known, items: Sequence[FeedEntry], state: Json | None) -> bytes:
     n, size, due = known
-    return {"scope": address, "n": n, "size": size, "due": due, "items": items, "state": state}
+    body = {"scope": address, "n": n, "size": size, "due": due, "items": items, "state": state}
+    return seal(orjson.dumps(body))[0]
 
 
 class Directory:
@@ -72,7 +83,7 @@ class Directory:
         if line["due"] is not None:
             self._queue_up(line["scope"], line["due"])
 
-    def lines(self) -> Iterator[Json]:
+    def lines(self) -> Iterator[bytes]:
         """Return lines that add up to this, without commits."""
         infos = {info.scope: info for info in self.index.infos()}
         for scope, known in self.known.items():

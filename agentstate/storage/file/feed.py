@@ -90,9 +90,9 @@ class Feed:
             finally:
                 self._disk.close(descriptor)
 
-    def append(self, bodies: Sequence[Json]) -> bool:
+    def append(self, lines: Sequence[bytes]) -> bool:
         """Add some lines, and return whether the feed has grown enough for `compact`."""
-        data = b"".join([seal(orjson.dumps(body))[0] for body in bodies])
+        data = b"".join(lines)
         with self._appending:
             size = self._wait_for_lock(fcntl.LOCK_SH)
             try:
@@ -174,7 +174,7 @@ class Feed:
             tail = self._disk.read(descriptor, start, self._end - start)
             if start > self._file.origin:
                 tail = tail.partition(b"\n")[2]
-            index = b"".join(seal(orjson.dumps(line))[0] for line in self._directory.lines())
+            index = b"".join(self._directory.lines())
             header = _header(self._position() - len(tail), len(index), len(index) + len(tail))
             return self._file, self._end, header + index + tail
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 import orjson
 
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Commit", "Drop", "Fail", "Prolong", "Push", "Sweep", "SweptScope", "Write", "pushed_expiry"]
 
+QUICK_CHANGES: Final = 32
+QUICK_BYTES: Final = 64 * 1024
+
 T = TypeVar("T")
 
 
@@ -40,6 +43,11 @@ class Write(Generic[T]):
     def frees(self) -> bool:
         """Whether it makes room, so that on a full disk the reserve may be spent on it."""
         return False
+
+    @property
+    def quick(self) -> bool:
+        """Whether `make` takes microseconds, so that it may be called on an event loop."""
+        return True
 
     def make(self, held: Held, now: float) -> tuple[Json | None, T]:
         """Check and apply; return the operation to log (``None``: nothing to store) and the result."""
@@ -73,6 +81,13 @@ class Commit(Write[Committed]):
         """See `Write.frees`."""
         part = self.part
         return not (part.puts or part.appends or part.edits or part.increments)
+
+    @property
+    def quick(self) -> bool:
+        """See `Write.quick`."""
+        part = self.part
+        sizes = [len(one.value) for one in part.puts] + [len(one.value) for one in part.appends]
+        return len(sizes) <= QUICK_CHANGES and sum(sizes) <= QUICK_BYTES and not (part.edits or part.cuts or part.trims)
 
     def make(self, held: Held, now: float) -> tuple[Json | None, Committed]:
         """See `Write.make`."""

@@ -44,7 +44,7 @@ class Marks:
     def mark(self, names: Collection[str]) -> None:
         """Note that scopes are being written."""
         with self._lock:
-            if self._descriptor < 0:
+            if self._descriptor < 0 and names:
                 self._make()
             known = self._slots
             new = {name: self._slot(name) for name in names if name not in known}

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from agentstate.storage.file.jobs import Write
     from agentstate.storage.file.root import Root
     from agentstate.storage.file.scope import ScopeFiles
-    from agentstate.storage.file.service import Service
+    from agentstate.storage.file.service import Line, Service
     from agentstate.storage.file.workers import Reply
 
 __all__ = ["ScopeCache", "ScopeQueue"]
@@ -39,6 +39,7 @@ class ScopeQueue:
         address: the scope's, as the locks know it.
         busy: somebody waits or is being served.
         waiting: who waits for what.
+        line: what was taken out of ``waiting`` already, to be served next.
         using: held by whoever looks at the files' image, or changes it.
         size: about how many bytes of memory the image takes.
         retired: no longer in the cache; whoever has it still may use it.
@@ -49,6 +50,7 @@ class ScopeQueue:
         self.files = files
         self.address = files.scope.text
         self.busy = False
+        self.line: Line | None = None
         self.size = 0
         self.retired = False
         self.using = threading.Lock()

@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from agentstate.scope import StateScope
     from agentstate.storage.file.disk import Disk
     from agentstate.storage.file.held import Held
-    from agentstate.storage.file.lines import Json
 
 __all__ = ["Root", "name_of"]
 
@@ -276,7 +275,7 @@ class Root:
 
     # -- the feed --------------------------------------------------------------------------
 
-    def tell(self, news: Sequence[Json]) -> None:
+    def tell(self, news: Sequence[bytes]) -> None:
         """Add lines to the feed."""
         if news and self.feed.append(news):
             self._long_feed = True

@@ -1,5 +1,9 @@
 """Serving the lines in front of the scopes, on worker threads.
 
+While nobody is served, a small change of a state that is known here is made in memory by whoever
+asks for it, under the scope's lock if that is free: then what is left for a thread is to write it.
+That takes microseconds and never blocks, so it may be done on an event loop.
+
 Threads that run Python get in each other's way; threads that wait for the disk don't. So one
 thread at a time takes what waits for some scopes, makes the changes and writes their lines; when
 nothing is left but to wait for the disk, the next thread may begin. Whatever may take long by
@@ -30,7 +34,7 @@ if TYPE_CHECKING:
     from agentstate.storage.file.scope import ScopeFiles
     from agentstate.storage.file.workers import Reply, Sent, Workers
 
-__all__ = ["Service", "View"]
+__all__ = ["Line", "Service", "View"]
 
 JOBS_TOGETHER: Final = 64
 SCOPES_TOGETHER: Final = 8
@@ -44,10 +48,10 @@ class View(NamedTuple):
     look: Callable[[ScopeFiles], Any]
 
 
-class _Line:
+class Line:
     """What waited for one scope, taken by the thread that serves it."""
 
-    __slots__ = ("lock", "queue", "replies", "views", "writing")
+    __slots__ = ("lock", "prepared", "queue", "replies", "views", "writing")
 
     def __init__(self, root: Root, queue: ScopeQueue, jobs: Sequence[tuple[Reply, Write[Any] | View]]) -> None:
         self.queue = queue
@@ -60,9 +64,25 @@ class _Line:
                 writes.append(job)
         self.writing = Writing(root, queue.files, writes)
         self.lock = root.writing(queue.files.name)
+        self.prepared = False
+
+    def prepare(self) -> None:
+        """Make the changes in memory, if nothing is in the way; then this has the image and the scope's lock."""
+        writes = self.writing.writes
+        if writes and writes[0].quick and self.queue.files.held is not None and self.seize():
+            self.prepared = self.writing.prepare()
+            if not self.prepared:
+                self.let_go()
+
+    def let_go(self) -> None:
+        """Let others have what `seize` took."""
+        self.lock.leave()
+        self.queue.using.release()
 
     def seize(self) -> bool:
         """Take the image and the scope's lock if both are free; return whether they were."""
+        if self.prepared:
+            return True
         if not self.queue.using.acquire(blocking=False):
             return False
         try:
@@ -95,29 +115,45 @@ class Service:
         """Have something done; its result comes in the running loop."""
         reply: Reply = asyncio.get_running_loop().create_future()
         with self._lock:
-            queue.waiting.append((reply, job))
-            if queue.busy:
+            if queue.busy or self._running:
+                queue.waiting.append((reply, job))
+                if not queue.busy:
+                    queue.busy = True
+                    self._ready.append(queue)
                 return reply
-            queue.busy = True
-            self._ready.append(queue)
-            start, self._running = not self._running, True
-        if start:
-            try:
-                self._workers.submit(self._serve)
-            except StorageClosedError as error:
-                self._refuse(error)
+            queue.busy = self._running = True
+        # Nobody runs: what needs no disk is done at once, here, where its data is at hand.
+        line = queue.line = Line(self._root, queue, [(reply, job)])
+        if self._workers.have_room:
+            line.prepare()
+        with self._lock:
+            self._ready.appendleft(queue)
+        try:
+            self._workers.submit(self._serve)
+        except StorageClosedError as error:
+            self._refuse(error)
         return reply
 
     def _refuse(self, error: StorageClosedError) -> None:
         """Tell whoever waits that nobody serves any more."""
+        lines: list[Line] = []
+        while taken := self._take():
+            lines += taken
+        refused: list[Reply] = []
+        for line in lines:
+            line.writing.refuse(error)
+            line.writing.close()
+            if line.prepared:
+                line.queue.files.forget()
+                line.let_go()
+            refused += [*line.replies, *(reply for reply, _ in line.views)]
         with self._lock:
-            queues, self._ready = self._ready, deque()
-            refused: list[Sent] = [(reply, None, error) for queue in queues for reply, _ in queue.waiting]
-            for queue in queues:
-                queue.waiting.clear()
-                queue.busy = False
+            for line in lines:
+                refused += [reply for reply, _ in line.queue.waiting]
+                line.queue.waiting.clear()
+                line.queue.busy = False
             self._running = False
-        send(refused)
+        send([(reply, None, error) for reply in refused])
 
     def _serve(self) -> None:
         """Serve some scopes; when the workers are ending, all that wait."""
@@ -127,7 +163,7 @@ class Service:
 
     def _serve_some(self) -> None:
         lines = self._take()
-        if len(lines) == 1 and lines[0].queue.files.held is None:
+        if len(lines) == 1 and lines[0].queue.files.held is None and not lines[0].prepared:
             self._hand_on()
             self._serve_alone(lines[0])
             return
@@ -144,7 +180,7 @@ class Service:
             else:
                 self._send_away(line)
 
-    def _take(self) -> list[_Line]:
+    def _take(self) -> list[Line]:
         """Take what waits for the first scope, or for some whose state is known."""
         with self._lock:
             queues: list[ScopeQueue] = []
@@ -152,7 +188,11 @@ class Service:
                 if queues and None in (queues[0].files.held, self._ready[0].files.held):
                     break
                 queues.append(self._ready.popleft())
-            return [_Line(self._root, queue, _first(queue.waiting)) for queue in queues]
+            return [self._line(queue) for queue in queues]
+
+    def _line(self, queue: ScopeQueue) -> Line:
+        line, queue.line = queue.line, None
+        return line or Line(self._root, queue, _first(queue.waiting))
 
     def _hand_on(self) -> None:
         """Let the next thread run."""
@@ -161,7 +201,7 @@ class Service:
         if start:
             self._start()
 
-    def _put_back(self, line: _Line) -> None:
+    def _put_back(self, line: Line) -> None:
         """Let what came meanwhile wait for its turn."""
         with self._lock:
             queue = line.queue
@@ -179,14 +219,14 @@ class Service:
         except StorageClosedError:
             self._ending = True  # this thread does the rest
 
-    def _send_away(self, line: _Line) -> None:
+    def _send_away(self, line: Line) -> None:
         """Serve a line on a thread that may wait for it."""
         try:
             self._workers.submit(lambda: self._serve_alone(line))
         except StorageClosedError:
             self._serve_alone(line)
 
-    def _serve_alone(self, line: _Line) -> None:
+    def _serve_alone(self, line: Line) -> None:
         try:
             if line.replies:
                 line.queue.using.acquire()
@@ -206,7 +246,7 @@ class Service:
 
     # -- writing and looking ---------------------------------------------------------------
 
-    def _write(self, lines: Sequence[_Line], written: Callable[[], None]) -> None:
+    def _write(self, lines: Sequence[Line], written: Callable[[], None]) -> None:
         """Make the changes of scopes that are seized, let go of them, and tell whoever waits.
 
         Args:
@@ -231,7 +271,7 @@ class Service:
             line.lock.leave()
         self._root.tidy()
 
-    def _settle(self, line: _Line) -> bool:
+    def _settle(self, line: Line) -> bool:
         """Let others have the image, and return whether they may: not before a snapshot that is due."""
         files = line.queue.files
         if dropped(files):
@@ -244,7 +284,7 @@ class Service:
         line.queue.using.release()
         return True
 
-    def _look(self, line: _Line) -> None:
+    def _look(self, line: Line) -> None:
         with line.queue.using:
             seen = [(reply, self._outcome(line.queue.files, view)) for reply, view in line.views]
             line.queue.weigh()

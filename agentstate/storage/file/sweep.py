@@ -196,7 +196,7 @@ def _set_due(root: Root, files: ScopeFiles) -> None:
         if held.image.stamp is None and (held.due is None or held.due <= root.clock()):
             _remove(root, files.name, files.scope)
         elif known is None or known.due != held.due:
-            root.tell([announcement(files, [])])
+            root.tell([announcement(files, [], n=files.n, end=files.end)])
         root.feed.refresh()
 
 

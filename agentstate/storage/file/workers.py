@@ -66,6 +66,11 @@ class Workers:
         self._idle = 0
         self._closed = False
 
+    @property
+    def have_room(self) -> bool:
+        """Whether something handed over now would be begun at once."""
+        return self._idle > 0 or len(self._threads) < THREADS
+
     def submit(self, work: Callable[[], None]) -> None:
         """Have something done.
 

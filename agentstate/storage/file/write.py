@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from agentstate.storage.file.scope import ScopeFiles
 
-__all__ = ["UndecidedError", "Written", "append", "rotate", "rotation_due", "sync"]
+__all__ = ["Composed", "UndecidedError", "Written", "append", "compose", "rotate", "rotation_due", "sync"]
 
 ROTATE_FACTOR: Final = 2
 
@@ -45,64 +45,72 @@ class UndecidedError(Exception):
     """A line was written, its sync failed, and it couldn't be taken back."""
 
 
+class Composed(NamedTuple):
+    """A line for the end of a log: its bytes, and its digest."""
+
+    data: bytes
+    sum: str
+
+
 class Written(NamedTuple):
     """A line that was written and isn't synced yet.
 
     Attributes:
         descriptor: of the log; whoever has the line gives it back with `sync`.
-        size: how many bytes were written.
-        sum: its digest.
         made: directories that have new names in them.
     """
 
     descriptor: int
-    size: int
-    sum: str
+    line: Composed
     made: Sequence[str]
 
 
-def append(files: ScopeFiles, ops: Sequence[Json]) -> Written:
-    """Write one line with these operations, already applied to the image. It counts once `sync` has returned.
+def compose(files: ScopeFiles, ops: Sequence[Json]) -> Composed:
+    """Return the line with these operations that follows the log's last one. Doesn't block."""
+    # A log without a line begins a scope, so nothing was before it.
+    header, after = (b"", files.sum) if files.end else seal(_header(files, 0, 0))
+    line, after = seal(orjson.dumps({"n": files.n + 1, "ops": ops}), after)
+    return Composed(header + line, after)
+
+
+def append(files: ScopeFiles, line: Composed) -> Written:
+    """Write a line, whose operations the image has already. It counts once `sync` has returned.
 
     Raises:
         OSError: nothing was stored; the image must be forgotten.
     """
-    # A log without a line begins a scope, so nothing was before it.
-    data, after = (b"", files.sum) if files.end else seal(_header(files, 0, 0))
-    line, after = seal(orjson.dumps({"n": files.n + 1, "ops": ops}), after)
-    data += line
     made = _make_directories(files) if files.seen is None else ()
     descriptor = None if files.seen is None else files.logs.take(files.log_path, files.seen.inode)
     if descriptor is None:
         descriptor = files.disk.keep(files.log_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     try:
-        files.disk.write(descriptor, data)
+        files.disk.write(descriptor, line.data)
     except BaseException:
         _take_back(files, descriptor)
         raise
-    return Written(descriptor, len(data), after, made)
+    return Written(descriptor, line, made)
 
 
-def sync(files: ScopeFiles, line: Written, *, synced: bool) -> None:
+def sync(files: ScopeFiles, written: Written, *, synced: bool) -> None:
     """Let a line count; with ``synced``, once it has reached the disk.
 
     Raises:
         OSError: nothing was stored; the image must be forgotten.
         UndecidedError: whether it was stored can't be told.
     """
-    disk = files.disk
+    disk, (descriptor, line, made) = files.disk, written
     try:
         if synced:
-            disk.sync(line.descriptor)
-            for path in line.made:
+            disk.sync(descriptor)
+            for path in made:
                 disk.sync_directory(path)
-        files.seen = look_at(line.descriptor)
+        files.seen = look_at(descriptor)
     except OSError as error:
-        if not _take_back(files, line.descriptor):
+        if not _take_back(files, descriptor):
             raise UndecidedError from error
         raise
-    files.logs.give(files.log_path, files.seen.inode, line.descriptor)
-    files.n, files.sum, files.end = files.n + 1, line.sum, files.end + line.size
+    files.logs.give(files.log_path, files.seen.inode, descriptor)
+    files.n, files.sum, files.end = files.n + 1, line.sum, files.end + len(line.data)
     if synced:
         files.synced = files.end
 
