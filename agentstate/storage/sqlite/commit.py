@@ -243,6 +243,8 @@ class Change(Conditions):
         crc = entry_crc(section, key, content, stamp, expires)
         self._pen.later(PUT_ENTRY).append((state.number, section, key, content, *stamp, expires, crc))
         self._set(at, new(Entry, (content, stamp, expires)))
+        if expires is not None:
+            state.mortal = True
 
     def _set(self, at: tuple[str, str], entry: Entry | None) -> None:
         """Let `_find` return what this commit has made of an entry."""

@@ -99,16 +99,20 @@ def snapshot(
 
 def _completed(connection: Statements, state: State, wants: Wants) -> State:
     """Return a state of which everything wanted is known, but for entries that are too many."""
-    entries, logs = state.entries, state.logs.copy()
-    if entries is None and state.entry_bytes <= wants.inline_bytes:
-        entries = _entries(connection, state)
+    entries, mortal, logs = state.entries, state.mortal, state.logs.copy()
+    if entries is None:
+        # Of what is looked up by key nothing is known beforehand.
+        mortal = True
+        if state.entry_bytes <= wants.inline_bytes:
+            entries = _entries(connection, state)
+            mortal = any(entry.expires_at is not None for entry in entries.values())
     for name, count in wants.tails:
         log = logs.get(name)
         if log is not None and len(log.items) < min(count, log.head - log.first + 1):
             first = max(log.first, log.head - count + 1)
             rows = _rows(connection, log, first, log.head + 1)
             logs[name] = replace(log, items=items_of(state.scope, name, rows, first, log.head))
-    return replace(state, entries=entries, logs=logs)
+    return replace(state, entries=entries, mortal=mortal, logs=logs)
 
 
 def view(state: State, wants: Wants, now: float, asked: Entries) -> Snapshot:
@@ -125,8 +129,8 @@ def view(state: State, wants: Wants, now: float, asked: Entries) -> Snapshot:
         found = state.entries.copy()
     else:
         found = {at: entry for at, entry in state.entries.items() if at[0] in sections or at in keys}
-    if expired := [at for at, (_, _, expires) in found.items() if expires is not None and expires <= now]:
-        found = {at: entry for at, entry in found.items() if at not in expired}
+    if state.mortal:
+        found = {at: entry for at, entry in found.items() if entry.expires_at is None or entry.expires_at > now}
     counts = dict(tails)
     return Snapshot(
         scope=state.scope,

@@ -84,6 +84,7 @@ class State:
         once_count: how many idempotency keys it ever had.
         heads: the text of the row's column.
         entries: all its entries, the expired too; ``None``: not known.
+        mortal: some of ``entries`` may have a lifetime of their own.
         epoch: of the read cache, see `KnownStates`.
         weight: the bytes it takes there.
     """
@@ -104,6 +105,7 @@ class State:
     once_count: int = 0
     heads: str = ""
     entries: Entries | None = None
+    mortal: bool = False
     epoch: int = -1
     weight: int = 0
 
@@ -125,6 +127,7 @@ class State:
             self.logs.copy(),
             self.once_count,
             entries=self.entries,
+            mortal=self.mortal,
         )
 
     def same_as(self, row: Row) -> bool:
