@@ -15,6 +15,7 @@ from rich.console import Console
 
 from benchmarks import listing, operations, peers, processes, startup, turns
 from benchmarks.report import Section, machine, write
+from tests.postgres import PostgresServer
 from tests.servers import ValkeyServer
 
 Measure = Callable[[turns.Place, Sequence[str], turns.Size], Awaitable[Section]]
@@ -60,10 +61,11 @@ async def main(given: argparse.Namespace) -> int:
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="agentstate-bench-", dir=given.dir)))
         port = stack.enter_context(ValkeyServer()).port if "valkey" in backends else 0
+        url = stack.enter_context(PostgresServer(durable=True)).url if "postgresql" in backends else ""
         heading = f"`python -m benchmarks {shlex.join(sys.argv[1:])}`: {machine(directory)}."
         console.print(heading, style="dim")
         found: list[Section] = []
-        place, size = turns.Place(directory, port), QUICK if given.quick else turns.Size()
+        place, size = turns.Place(directory, port, url), QUICK if given.quick else turns.Size()
         for name in wanted:
             section = await SECTIONS[name](place, backends, size)
             section.show(console)

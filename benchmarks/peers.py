@@ -85,7 +85,7 @@ async def beside(place: Place, backends: Sequence[str], size: Size) -> Section:
             async with opened(ours):
                 for name in names:
                     await ours.seed(name, STORED)
-                for peer in PEERS[backend]:
+                for peer in PEERS.get(backend, ()):
                     singles = latency(ours, names[:1], size.turns), peers.measure("latency", peer, size.turns)
                     multiples = throughput(ours, names, many), peers.measure("throughput", peer, many)
                     for measure in (*singles, *multiples):

@@ -7,6 +7,7 @@ from statistics import median
 from typing import TYPE_CHECKING, NamedTuple
 
 from benchmarks.floors.local import DictFloor, JsonlFloor
+from benchmarks.floors.postgresql import TwoStatementFloor
 from benchmarks.floors.rocksdb import SharedSyncFloor, SyncedFloor
 from benchmarks.floors.sqlite import GroupFloor, TwoHopFloor
 from benchmarks.floors.valkey import AutoPipelinedFloor, TwoTripFloor
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from benchmarks.workload import Contender
 
-BACKENDS = ("memory", "file", "sqlite", "rocksdb", "valkey")
+BACKENDS = ("memory", "file", "sqlite", "rocksdb", "valkey", "postgresql")
 GROWTH_GATE = 1.2
 MEMORY_GATE = 30.0
 STORED = 100
@@ -40,6 +41,7 @@ class Place(NamedTuple):
 
     directory: Path
     port: int
+    postgresql: str = ""
 
     def options(self, backend: str) -> dict[str, str]:
         """Return a backend's options."""
@@ -49,6 +51,7 @@ class Place(NamedTuple):
             "sqlite": {"url": f"sqlite:///{self.directory}/state.db"},
             "rocksdb": {"url": f"rocksdb:///{self.directory}/states.rocksdb"},
             "valkey": {"url": f"valkey://127.0.0.1:{self.port}"},
+            "postgresql": {"url": self.postgresql},
         }[backend]
 
     def floors(self, backend: str) -> tuple[Contender, Contender]:
@@ -62,11 +65,13 @@ class Place(NamedTuple):
             return SyncedFloor(self.directory / "floor.rocksdb"), SharedSyncFloor(self.directory / "shared.rocksdb")
         if backend == "sqlite":
             return TwoHopFloor(self.directory), GroupFloor(self.directory)
+        if backend == "postgresql":
+            return TwoStatementFloor(self.postgresql), TwoStatementFloor(self.postgresql)
         return TwoTripFloor(self.port), AutoPipelinedFloor(self.port)
 
 
-ONE_GATES = {"file": 3.0, "sqlite": 1.5, "rocksdb": 1.5, "valkey": 1.5}
-MANY_GATES = {"sqlite": 0.6, "rocksdb": 0.5, "valkey": 0.5}
+ONE_GATES = {"file": 3.0, "sqlite": 1.5, "rocksdb": 1.5, "valkey": 1.5, "postgresql": 1.5}
+MANY_GATES = {"sqlite": 0.6, "rocksdb": 0.5, "valkey": 0.5, "postgresql": 0.5}
 
 
 @asynccontextmanager

@@ -26,7 +26,7 @@ async def run(*arguments):
     return running.returncode, out.decode()
 
 
-@pytest.mark.parametrize("backend", ["memory", "sqlite", "rocksdb", "valkey"])
+@pytest.mark.parametrize("backend", ["memory", "sqlite", "rocksdb", "valkey", "postgresql"])
 async def test_a_quick_run(backend, tmp_path):
     """Each section gives a row for the backend, in the terminal and in the page."""
     page = tmp_path / "page.md"
