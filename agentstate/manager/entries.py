@@ -20,7 +20,7 @@ At = tuple[str, str]
 
 
 class Mismatch(NamedTuple):
-    """A write was refused: the entry has another version than was expected."""
+    """A write was refused: the entry has another version than was expected, or none that is stored."""
 
     found: Stamp | None
 
@@ -101,7 +101,7 @@ async def put_expecting(
     buffer = await frame.buffer(scope)
     found = _version(buffer, at)
     if there if expected is None else found != expected or _changed(buffer, at):
-        return Mismatch(found)
+        return Mismatch(None if _changed(buffer, at) else found)
     await frame.set(scope, at, value, ttl)
     return None
 

@@ -136,6 +136,7 @@ class Operations(ABC):
             ValueTooLargeError: it has more than ``max_value_bytes``.
         """
         where, at = self.resolve(scope), variable(key)
+        _check_ttl(ttl)
         value = value if as_type is None else dumped(value, as_type)
         if path is not None:
             await self._change(where, key, lambda old: patches.put(old, path, value))
@@ -147,7 +148,8 @@ class Operations(ABC):
         refused = await self.run(where, entries.put_expecting, at, value, ttl, expected)
         if refused is not None:
             raise ConflictError(
-                f"{key!r} of {where} has the version {refused.found or 'absent'}, not {expected or 'absent'}.",
+                f"{key!r} of {where} was expected {f'at {expected}' if expected else 'to be absent'}, and is"
+                f" {f'at {refused.found}' if refused.found else 'changed or absent'} now.",
                 scope=where,
                 expected=expected,
                 found=refused.found,
@@ -230,6 +232,7 @@ class Operations(ABC):
 
     async def set_ttl(self, scope: AnyScope, ttl: float | None) -> None:
         """Let a state live ``ttl`` seconds from now, or for ever."""
+        _check_ttl(ttl)
         await self.run(self.resolve(scope), entries.set_ttl, ttl)
 
     async def info(self, scope: AnyScope) -> StateInfo | None:
@@ -329,6 +332,7 @@ class Operations(ABC):
     async def put_if_absent(self, scope: AnyScope, key: str, value: Any, *, ttl: float | None = None) -> bool:
         """Set a value if there is none; return whether it did."""
         where = self.resolve(scope)
+        _check_ttl(ttl)
         self.check_size(where, key, value)
         return await self.run(where, entries.put_expecting, variable(key), value, ttl, None) is None
 
@@ -353,6 +357,11 @@ class Operations(ABC):
             raise ValueTooLargeError(
                 f"{key!r} of {scope}: {error}", scope=scope, remedy="Or raise max_value_bytes=."
             ) from None
+
+
+def _check_ttl(ttl: float | None) -> None:
+    if ttl is not None and not ttl > 0:
+        raise ValueError(f"ttl is {ttl!r}; a lifetime is more than 0 seconds")
 
 
 def _as(wanted: type[Any], old: Any, key: str) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, TypeVar
 
+from agentstate.config.spelling import nearest
 from agentstate.errors import ContextIdError
 from agentstate.manager import calls, lifetime, lock, outbox
 from agentstate.manager.accessors import Accessors
@@ -14,7 +15,7 @@ from agentstate.manager.results import StateInfo
 from agentstate.manager.routes import Routes
 from agentstate.manager.scoped import ScopedState
 from agentstate.manager.transaction import Transaction
-from agentstate.scope import ScopeKind, StateScope
+from agentstate.scope import KINDS, ScopeKind, StateScope
 from agentstate.state.turn import not_found
 from agentstate.storage.protocol import ScopeQuery
 from agentstate.stores import close_store
@@ -31,7 +32,7 @@ __all__ = ["StateManager", "StatePage", "Swept"]
 R = TypeVar("R")
 
 
-def in_tenant(scope: AnyScope, tenant: str) -> StateScope:
+def in_tenant(scope: object, tenant: str) -> StateScope:
     """Return the scope as a tenant's.
 
     Raises:
@@ -42,6 +43,8 @@ def in_tenant(scope: AnyScope, tenant: str) -> StateScope:
         raise ContextIdError(
             f"Which {scope} is meant isn't said.", remedy=f"Use StateScope.{scope}(ID), or bind({scope}=ID)."
         )
+    if not isinstance(scope, StateScope):
+        raise ContextIdError(f"{scope!r} is no scope.", remedy="Use StateScope.agent(ID), or StateScope.parse(TEXT).")
     if scope.tenant == tenant:
         return scope
     if scope.tenant:
@@ -208,6 +211,8 @@ class StateManager(Accessors):
         if limit < 1:
             raise ValueError(f"limit is {limit}; a page holds at least 1")
         kind = "team" if kind == "guild" else str(kind)
+        if kind not in KINDS:
+            raise ContextIdError(f"There is no kind of scope {kind!r}.", remedy=nearest(kind, KINDS))
         query = ScopeQuery(
             kind=kind,
             prefix=prefix,

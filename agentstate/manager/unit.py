@@ -17,6 +17,7 @@ from agentstate.errors import ConflictError, TurnClosedError, UnsupportedError
 from agentstate.manager.lock import NOTHING, is_lock
 from agentstate.scope import StateScope
 from agentstate.state.buffer import Buffer
+from agentstate.state.logbuffer import LogBuffer
 from agentstate.state.record import encode_record
 from agentstate.state.settings import TurnSettings
 from agentstate.state.settle import settle
@@ -25,7 +26,6 @@ from agentstate.storage.protocol import ANY, INLINE_BYTES, KEEP, OnceRecord, Sna
 
 if TYPE_CHECKING:
     from agentstate.manager.routes import Routes
-    from agentstate.state.logbuffer import LogBuffer
     from agentstate.state.record import Origin
     from agentstate.state.store import Store
     from agentstate.storage.protocol import Committed, Part
@@ -134,6 +134,7 @@ class Unit(Turn):
             base.created_at, base.updated_at, base.expires_at = more.created_at, more.updated_at, more.expires_at
             base.sections, base.logs, base.labels = more.sections, more.logs, more.labels
             base.entry_bytes, base.now = more.entry_bytes, more.now
+            _lay_over_stored(buffer)
         elif more.stamp != base.stamp:  # another task of this unit was quicker, and somebody came between
             raise ConflictError(
                 f"{scope} changed while this {self.origin.operation} was reading it.",
@@ -194,6 +195,17 @@ class Unit(Turn):
             part.ttl, part.sliding = settings.ttl, settings.ttl_mode == "sliding"
         part.record = encode_record(part, self.origin, self.store.clock())
         return part
+
+
+def _lay_over_stored(buffer: Buffer) -> None:
+    """Let the logs to which blind appends were made lie over the stored ones, now that these are known."""
+    if buffer.parent is not None:
+        _lay_over_stored(buffer.parent)
+    for name, old in buffer.logs.items():
+        if not buffer.cleared:
+            below = buffer.parent.log(name) if buffer.parent is not None else None
+            buffer.logs[name] = log = LogBuffer(buffer.snapshot.logs.get(name) if below is None else None, below)
+            log.pending = old.pending
 
 
 class UnitFrame(Frame):

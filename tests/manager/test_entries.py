@@ -538,3 +538,16 @@ async def test_round_trips(memory, call, trips):
     counted = FaultyStorage(memory)
     await call(StateManager(counted))
     assert (counted.calls["read"], counted.calls["commit"]) == trips
+
+
+async def test_misuse(joint):
+    """What makes no sense is refused, before anything is stored."""
+    for call in (joint.get("agent:a", "k"), joint.set(None, "k", 1), joint.list_scopes("agents")):
+        with pytest.raises(ContextIdError):
+            await call
+    for call in (joint.set(A, "k", 1, ttl=0), joint.put_if_absent(A, "k", 1, ttl=-1), joint.set_ttl(A, float("nan"))):
+        with pytest.raises(ValueError, match="ttl"):
+            await call
+    with pytest.raises(ContextIdError):
+        joint.bind(nobody="x")
+    assert not await joint.exists(A)

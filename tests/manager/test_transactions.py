@@ -156,6 +156,37 @@ async def test_savepoints(joint):
     assert [one.content for one in await joint.conversation("c").history()] == ["kept"]
 
 
+async def test_messages_before_and_after_reading(joint):
+    """What is stored, added before the first read, in savepoints and after it, is one history, in order."""
+    await joint.conversation("c").add_message("user", "stored")
+
+    async def contents(face):
+        return [one.content for one in await face.conversation("c").history()]
+
+    async with joint.transaction() as tx:
+        await tx.conversation("c").add_message("user", "blind")
+        async with tx.savepoint() as one:
+            await one.conversation("c").add_message("user", "inner")
+            async with one.savepoint() as two:
+                await two.conversation("c").add_message("user", "innermost")
+                assert await contents(two) == ["stored", "blind", "inner", "innermost"]
+            assert [m.content for m in await one.conversation("c").history(2)] == ["inner", "innermost"]
+        with pytest.raises(ZeroDivisionError):
+            async with tx.savepoint() as one:
+                await one.conversation("c").add_message("user", "undone")
+                assert (await contents(one))[-1] == "undone"
+                raise ZeroDivisionError
+        await tx.conversation("c").add_message("user", "last")
+        wanted = ["stored", "blind", "inner", "innermost", "last"]
+        assert await contents(tx) == wanted
+    assert await contents(joint) == wanted
+    with pytest.raises(ConflictError):
+        async with joint.transaction() as tx:
+            await contents(tx)
+            await joint.conversation("c").add_message("user", "somebody else's")
+            await tx.set(A, "k", 1)
+
+
 async def test_what_an_undone_savepoint_read_counts(joint):
     """Who caught its error decides by what it read, so the commit relies on that, too."""
     await joint.set(A, "k", 1)
