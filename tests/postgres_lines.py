@@ -43,9 +43,11 @@ class Line:
         assert task is not None
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        with suppress(OSError, asyncio.IncompleteReadError):
-            await self.serve(reader, writer)
-        writer.close()
+        try:
+            with suppress(OSError, asyncio.IncompleteReadError):
+                await self.serve(reader, writer)
+        finally:
+            writer.close()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         raise NotImplementedError
@@ -145,6 +147,7 @@ class PoolingLine(Line):
         self._user = user
         self._count = sessions
         self._free: asyncio.Queue[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = asyncio.Queue()
+        self._sessions: list[asyncio.StreamWriter] = []
         self._greeting = b""
         super().__init__(port)
 
@@ -157,6 +160,7 @@ class PoolingLine(Line):
             while not self._greeting.endswith(IDLE):
                 self._greeting += await message_of(reader)
             self._free.put_nowait((reader, writer))
+            self._sessions.append(writer)
         await super()._listen()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -180,6 +184,6 @@ class PoolingLine(Line):
                 session = None
 
     async def _end(self) -> None:
+        for writer in self._sessions:
+            writer.close()
         await super()._end()
-        while not self._free.empty():
-            self._free.get_nowait()[1].close()

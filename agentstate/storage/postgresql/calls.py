@@ -67,7 +67,7 @@ class Calls:
         self.look = function("look", 11)
         self.enter = function("enter", 17)
         self.touch = statement(TOUCH)
-        self.commit = function("commit", 57)
+        self.commit = function("commit", 33)
         self.wait = function("wait", 5)
         self.leave = function("leave", 8)
         self.renew = function("renew", 6)

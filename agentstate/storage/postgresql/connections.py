@@ -47,6 +47,7 @@ class LoopConnections:
         self.opening = asyncio.Lock()
         self.pool = Pool(options, tls)
         self.waker = Waker(options, tls)
+        self.entering: dict[StateScope, asyncio.Future[None]] = {}
         self._driver = driver()
         self._life = self._until_the_loop_ends()
 

@@ -25,8 +25,7 @@ CUT, TRIM, EDIT = 0, 1, 2
 RESENT: Final = 2  # which argument says that a commit comes again
 LIMIT: Final = 2**63
 
-# How many arrays each kind of operation has.
-WIDTHS: Final = {"checks": 5, "shrinks": 6, "deletes": 2, "puts": 5, "increments": 4, "appends": 6, "labels": 1}
+ROW: Final = 15  # how many numbers a part has
 
 
 def place_of(scope: StateScope) -> tuple[str, str, str]:
@@ -78,79 +77,140 @@ class CommitCall:
                 self.parts = sorted([*self.parts, Part(scope=lease.scope, checks_only=True)], key=_place)
                 leased = next(n for n, part in enumerate(self.parts, 1) if part.scope == lease.scope)
         self.counters: list[list[tuple[str, str]]] = []
-        self._rows: dict[str, list[tuple[Any, ...]]] = {name: [] for name in WIDTHS}
-        self._ends = [0] * len(WIDTHS)
-        heads = [self._take(part) for part in self.parts]
+        texts: list[str | None] = []
+        numbers: list[int | None] = [0] * ROW
+        times: list[float | None] = []
+        records: list[bytes | None] = []
+        found = _Operations()
+        for part in self.parts:
+            self.counters.append(found.take(part))
+            texts += _texts(part)
+            record, kept = part.record, part.kept
+            numbers += (*_numbers(part), *found.ends(), None if record is None else item_crc(record))
+            numbers.append(None if kept is None else kept.version)
+            times.append(None if isinstance(part.ttl, Keep) else part.ttl)
+            times += (None, None) if kept is None else (kept.created_at, kept.updated_at)
+            records.append(part.record)
         first = 0 if once is None else next(n for n, part in enumerate(self.parts, 1) if part.scope == parts[0].scope)
         told = (None,) * 4 if once is None else (*once[:2], once.result, once_crc(*once[:2], once.result))
         self.arguments: list[Any] = [now, commit_id, False, durable, None if lease is None else lease.nonce]
-        self.arguments += [leased, release, first, *told]
-        self.arguments += map(list, zip(*heads, strict=True))
-        self.arguments.append(self._ends)
-        for name, width in WIDTHS.items():
-            rows = self._rows[name]
-            self.arguments += map(list, zip(*rows, strict=True)) if rows else (None,) * width
+        self.arguments += (leased, release, first, *told, texts, numbers, times, records, *found.arrays())
 
-    def _take(self, part: Part) -> tuple[Any, ...]:
-        """Take a part's operations, and return what it has one of."""
-        self._take_checks(part)
-        self._rows["deletes"] += part.deletes
-        self._rows["puts"] += [
-            (section, key, value, ttl, entry_crc(section, key, value)) for section, key, value, ttl in part.puts
-        ]
-        self._take_increments(part)
-        self._take_appends(part)
-        labels = None if isinstance(part.labels, Keep) else part.labels
-        if labels:
-            if len(labels) > MAX_LABELS:
-                raise ValueTooLargeError(f"{part.scope} takes at most {MAX_LABELS} labels.", scope=part.scope)
-            self._rows["labels"] += [(label_digest(name, value),) for name, value in labels.items()]
-        self._ends += [len(rows) for rows in self._rows.values()]
-        scope, base, record = part.scope, part.base, part.record
-        stamp: tuple[int | None, ...] = (0, None, None)
-        if not isinstance(base, Keep):
-            stamp = (1, None, None) if base is None else (2, *base)
+
+class _Operations:
+    """The operations of all parts: an array for each field, one kind after the other."""
+
+    def __init__(self) -> None:
+        self.checks: tuple[list[Any], ...] = ([], [])
+        self.shrinks: tuple[list[Any], ...] = ([], [], [])
+        self.deletes: tuple[list[Any], ...] = ([],)
+        self.puts: tuple[list[Any], ...] = ([], [], [], [])
+        self.increments: tuple[list[Any], ...] = ([], [])
+        self.appends: tuple[list[Any], ...] = ([], [], [], [])
+        self.labels: tuple[list[Any], ...] = ([],)
+
+    def arrays(self) -> list[Any]:
+        """Return all arrays; NULL is quicker than an empty one."""
+        kinds = (self.checks, self.shrinks, self.deletes, self.puts, self.increments, self.appends, self.labels)
+        return [array or None for kind in kinds for array in kind]
+
+    def ends(self) -> tuple[int, ...]:
+        """Return how many operations of each kind there are so far."""
         return (
-            *(*place_of(scope), scope.partition(PARTITIONS)),
-            *(part.birth if isinstance(part.birth, int) else None, *stamp),
-            UNCHANGED if part.checks_only else _flags(part),
-            None if isinstance(part.owner, Keep) else part.owner,
-            None if isinstance(part.parent, Keep) else part.parent,
-            orjson.dumps(dict(labels)).decode() if labels else None,
-            None if isinstance(part.ttl, Keep) else part.ttl,
-            *(record, None if record is None else item_crc(record)),
+            len(self.checks[0]) // 2,
+            len(self.shrinks[0]),
+            len(self.deletes[0]) // 2,
+            len(self.puts[1]),
+            len(self.increments[0]) // 2,
+            len(self.appends[1]),
+            len(self.labels[0]),
         )
 
-    def _take_checks(self, part: Part) -> None:
-        checks, shrinks = self._rows["checks"], self._rows["shrinks"]
+    def take(self, part: Part) -> list[tuple[str, str]]:
+        """Take a part's operations in; return the counters it adds to."""
+        names, numbers = self.checks
         for kind, name, stamp, key in part.checks:
-            checks.append((CHECK_KINDS[kind], name, key, *(stamp or (None, None))))
+            names += (name, key)
+            numbers += (CHECK_KINDS[kind], *(stamp or (None, None)))
         if part.cuts or part.trims or part.edits:
-            shrinks += [(CUT, cut.log, cut.position, None, None, None) for cut in part.cuts]
-            shrinks += [(TRIM, trim.log, trim.position, None, None, None) for trim in part.trims]
-            shrinks += [(EDIT, log, at, seq, value, item_crc(value)) for log, at, seq, value in part.edits]
+            self._take_shrinks(part)
+        for at in part.deletes:
+            self.deletes[0].extend(at)
+        names, values, ttls, seals = self.puts
+        for section, key, value, ttl in part.puts:
+            names += (section, key)
+            values.append(value)
+            ttls.append(ttl)
+            seals.append(entry_crc(section, key, value))
+        if part.appends:
+            self._take_appends(part)
+        if part.labels and not isinstance(part.labels, Keep):
+            if len(part.labels) > MAX_LABELS:
+                raise ValueTooLargeError(f"{part.scope} takes at most {MAX_LABELS} labels.", scope=part.scope)
+            self.labels[0].extend(label_digest(name, value) for name, value in part.labels.items())
+        return self._take_increments(part) if part.increments else []
 
-    def _take_increments(self, part: Part) -> None:
+    def _take_shrinks(self, part: Part) -> None:
+        logs, numbers, values = self.shrinks
+        for how, shrinks in ((CUT, part.cuts), (TRIM, part.trims)):
+            for log, position in shrinks:
+                logs.append(log)
+                numbers += (how, position, None, None)
+                values.append(None)
+        for log, position, seq, value in part.edits:
+            logs.append(log)
+            numbers += (EDIT, position, seq, item_crc(value))
+            values.append(value)
+
+    def _take_increments(self, part: Part) -> list[tuple[str, str]]:
         sums: dict[tuple[str, str], int] = {}
         for section, key, by in part.increments:
             sums[section, key] = sums.get((section, key), 0) + by
-        self.counters.append(list(sums))
         put, gone = {one[:2] for one in part.puts}, set(part.deletes)
+        names, numbers = self.increments
         for at, by in sums.items():
             if at in put:
                 raise no_counter(part.scope, *at)
             if not -LIMIT <= by < LIMIT:
                 raise overflow(part.scope, *at)
-            self._rows["increments"].append((*at, by, at in gone))
+            names += at
+            numbers += (by, at in gone)
+        return list(sums)
 
     def _take_appends(self, part: Part) -> None:
+        names, values, ttls, numbers = self.appends
         seen: set[tuple[str, str]] = set()
         # Grouped by log; within one they stay in their order.
-        for log, name, value, ttl, unique in sorted(part.appends, key=_log) if part.appends else ():
+        for log, name, value, ttl, unique in sorted(part.appends, key=_log):
             if unique and (log, name) in seen:
                 continue
-            seen.add((log, name)) if unique else None
-            self._rows["appends"].append((log, name, value, ttl, unique, item_crc(value)))
+            if unique:
+                seen.add((log, name))
+            names += (log, name)
+            values.append(value)
+            ttls.append(ttl)
+            numbers += (unique, item_crc(value))
+
+
+def _texts(part: Part) -> tuple[str | None, ...]:
+    if part.owner is part.parent is part.labels is KEEP and part.kept is None:
+        return (*place_of(part.scope), None, None, None, None)
+    return (
+        *place_of(part.scope),
+        None if isinstance(part.owner, Keep) else part.owner,
+        None if isinstance(part.parent, Keep) else part.parent,
+        orjson.dumps(dict(part.labels)).decode() if part.labels and not isinstance(part.labels, Keep) else None,
+        orjson.dumps(dict(part.kept.firsts)).decode() if part.kept is not None else None,
+    )
+
+
+def _numbers(part: Part) -> tuple[int | None, ...]:
+    base = part.base
+    stamp: tuple[int | None, ...] = (0, None, None)
+    if not isinstance(base, Keep):
+        stamp = (1, None, None) if base is None else (2, *base)
+    flags = UNCHANGED if part.checks_only else _flags(part)
+    return (part.scope.partition(PARTITIONS), part.birth if isinstance(part.birth, int) else None, *stamp, flags)
 
 
 def _place(part: Part) -> tuple[str, str, str]:

@@ -185,9 +185,17 @@ class PostgresqlStorage:
             if touch is not None and snapshot.expires_at is not None:
                 await self._touch(here, snapshot, touch)
             return snapshot
-        (row,) = await here.ask(
-            self._calls.enter, *asked, scope.partition(PARTITIONS), *lease, here.waker.channel, touch
-        )
+        # One after the other: calls on different connections could overtake one another on their way into the line.
+        while (before := here.entering.get(scope)) is not None:
+            await asyncio.shield(before)
+        mine = here.entering[scope] = here.loop.create_future()
+        try:
+            (row,) = await here.ask(
+                self._calls.enter, *asked, scope.partition(PARTITIONS), *lease, here.waker.channel, touch
+            )
+        finally:
+            del here.entering[scope]
+            mine.set_result(None)
         if row["wake_nonce"] is not None:
             here.waker.tell(row["wake_channel"], row["wake_nonce"])
         snapshot = decode.snapshot_of(scope, row, wants, lease, once)

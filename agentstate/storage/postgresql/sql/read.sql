@@ -1,7 +1,8 @@
 -- Reads a state without its turn. All statements of a stable function see the moment at which it was called.
 CREATE OR REPLACE FUNCTION {schema}.look_{release}(
   p_now double precision, p_tenant text, p_kind text, p_id text,
-  p_inline bigint, p_sections text[], p_key_sections text[], p_keys text[], p_logs text[], p_tails bigint[], p_once text,
+  p_inline bigint, p_sections text[], p_key_sections text[], p_keys text[], p_logs text[], p_tails bigint[],
+  p_once text,
   OUT now double precision, OUT lease_counter bigint, OUT lease_until double precision,
   OUT held_by text, OUT held_since double precision, OUT wake_channel text, OUT wake_nonce bigint,
 {found}
@@ -24,7 +25,8 @@ END $body$;
 -- that, and stays while it is read.
 CREATE OR REPLACE FUNCTION {schema}.enter_{release}(
   p_now double precision, p_tenant text, p_kind text, p_id text,
-  p_inline bigint, p_sections text[], p_key_sections text[], p_keys text[], p_logs text[], p_tails bigint[], p_once text,
+  p_inline bigint, p_sections text[], p_key_sections text[], p_keys text[], p_logs text[], p_tails bigint[],
+  p_once text,
   p_partition integer, p_nonce bigint, p_seconds double precision, p_holder text, p_channel text,
   p_touch double precision,
   OUT now double precision, OUT lease_counter bigint, OUT lease_until double precision,
@@ -42,6 +44,7 @@ DECLARE
   v_later double precision;
   v_line jsonb;
   v_free boolean;
+  v_unused text;
 BEGIN
   LOOP
     SELECT x.number, x.nonce, x.counter, x.since, x.until, x.holder, x.line,
@@ -56,7 +59,8 @@ BEGIN
       coalesce(p_now, extract(epoch FROM clock_timestamp())) + 604800) ON CONFLICT DO NOTHING;
   END LOOP;
   -- A turn that a crash forgets is found out by its commit; waiting for the disk would buy nothing.
-  PERFORM set_config('synchronous_commit', 'off', true);
+  -- (An assignment needs no statement of its own.)
+  v_unused := set_config('synchronous_commit', 'off', true);
   now := coalesce(p_now, extract(epoch FROM clock_timestamp()));
   v_free := v_nonce <> p_nonce AND (v_nonce = 0 OR v_until <= now);
   IF v_line IS NOT NULL OR NOT (v_free OR v_nonce = p_nonce) THEN
