@@ -6,6 +6,7 @@ import pytest
 
 from agentstate.scope import StateScope
 from agentstate.storage.file import FileStorage
+from agentstate.storage.file.workers import Workers
 from agentstate.storage.protocol import Append, LeaseRequest, Part, Put, Wants
 from tests.storage.filedisks import CountingDisk
 
@@ -63,6 +64,23 @@ async def test_one_sync_per_commit(counted, durability, syncs):
         disk.syncs = disk.got = 0
         await turn(storage, number)
         assert (disk.syncs, disk.got) == (syncs, 0)
+
+
+async def test_one_hop_per_turn(counted, monkeypatch):
+    """A turn goes to a thread once, for its commit: a line, its sync, a line in the feed, a mark before and after."""
+    storage, disk = await counted()
+    for number in range(3):
+        await turn(storage, number)
+    hops = []
+    submit = Workers.submit
+    monkeypatch.setattr(Workers, "submit", lambda self, work: (hops.append(1), submit(self, work)))
+    disk.steps = 0
+    for number in range(3, 23):
+        await turn(storage, number)
+    await storage.close()
+    assert len(hops) == 20
+    # One mark may be of the turn before these, and closing removes a file.
+    assert disk.steps <= 20 * 5 + 2
 
 
 async def test_a_turn_reads_only_the_tail(counted):
