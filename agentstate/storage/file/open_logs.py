@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["OpenLogs"]
 
-KEPT: Final = 128
+KEPT: Final = 64
 
 
 class OpenLogs:
