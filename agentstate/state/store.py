@@ -59,8 +59,9 @@ class Store:
         _stores.add(self)
         self._learned: dict[str, dict[tuple[str, str], None]] = {}
         self._wants: dict[tuple[object, ...], Wants] = {}
-        # A process-local storage never suspends in a commit, so there is nothing to carry through.
-        self._inline = storage.capabilities.leases == "process"
+        # Memory never suspends in a commit, so there is nothing to carry through. What lasts may, in one process, too.
+        found = storage.capabilities
+        self._inline = found.leases == "process" and found.durability == "none" and found.taskless
         self._taskless = storage.capabilities.taskless
         self._renews = storage.capabilities.leases == "network"
 

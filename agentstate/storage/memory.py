@@ -46,7 +46,9 @@ if TYPE_CHECKING:
 
     from agentstate.scope import StateScope
 
-CAPABILITIES = Capabilities(durability="none", shared=False, leases="process", atomic_scopes=True, partitions=1)
+CAPABILITIES = Capabilities(
+    durability="none", shared=False, leases="process", atomic_scopes=True, partitions=1, taskless=True
+)
 FEED_LIMIT = 100_000
 
 

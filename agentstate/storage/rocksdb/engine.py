@@ -213,7 +213,7 @@ class Engine:
             self._waiting.append(future)
             begin, self._syncing = not self._syncing, True
         if begin:
-            self._workers.submit(self._sync)
+            self._workers.begin(self._sync)
         await future
 
     def _sync(self) -> None:

@@ -14,7 +14,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from agentstate.errors import StorageClosedError
-from agentstate.storage.ending import in_thread
 from agentstate.storage.lease_table import LeaseTable
 from agentstate.storage.rocksdb.engine import Engine
 from agentstate.storage.rocksdb.errors import StalledError
@@ -23,6 +22,7 @@ from agentstate.storage.rocksdb.workers import Workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from concurrent.futures import Future
 
     from agentstate.scope import StateScope
     from agentstate.storage.rocksdb.rows import State
@@ -52,7 +52,8 @@ class Store:
         self._lock = threading.Lock()
         self._leases = LeaseTable(clock, self._lock)
         self._workers = Workers(f"the store {self._path}")
-        self._opening = threading.Lock()
+        self._starting = threading.Lock()
+        self._opened: Future[Engine] | None = None
         self._engine: Engine | None = None
         self._closed = False
 
@@ -83,26 +84,34 @@ class Store:
                 f"The storage of {self._path} was closed, or belongs to the parent of this forked process.",
                 remedy="Make a new one; in a forked child, in another directory.",
             )
-        return engine if engine is not None else await self._workers.run(self._start)
+        if engine is not None:
+            return engine
+        opened = await asyncio.shield(asyncio.wrap_future(self._begin()))
+        self._engine = opened
+        return opened
 
-    def _start(self) -> Engine:
-        with self._opening:
-            if self._engine is None:
-                self._engine = Engine(self._path, self._options, self._lock, self._workers)
-            return self._engine
+    def _begin(self) -> Future[Engine]:
+        """Have the directory opened, once; again when that failed."""
+        with self._starting:
+            found = self._opened
+            if found is None or (found.done() and (found.cancelled() or found.exception() is not None)):
+                found = self._opened = self._workers.begin(
+                    partial(Engine, self._path, self._options, self._lock, self._workers)
+                )
+            return found
 
     async def close(self) -> None:
         """Finish what was handed over, and close the directory. Cancelled, it is closed nevertheless."""
         self._closed = True
         if self._engine is None or not self._engine.forked:
-            await in_thread(self._close)
+            await asyncio.to_thread(self._close)
 
     def _close(self) -> None:
         self._workers.close()
-        with self._opening, self._lock:
-            engine, self._engine = self._engine, None
-            if engine is not None:
-                engine.close()
+        with self._starting, self._lock:
+            found, self._opened, self._engine = self._opened, None, None
+            if found is not None and not found.cancelled() and found.exception() is None:
+                found.result().close()
 
     async def ping(self) -> None:
         """Return when the directory can be read."""

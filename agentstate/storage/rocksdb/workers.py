@@ -11,6 +11,7 @@ from agentstate.errors import StorageClosedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from concurrent.futures import Future
 
 __all__ = ["Workers", "wake"]
 
@@ -27,27 +28,20 @@ class Workers:
         self._name = name
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="agentstate-rocksdb")
 
-    def submit(self, work: Callable[[], None]) -> None:
-        """Have something done; it must not raise.
+    async def run(self, work: Callable[[], Result]) -> Result:
+        """Have something done and return its result. Cancelled, it is carried through once it has begun."""
+        return await asyncio.wrap_future(self.begin(work))
+
+    def begin(self, work: Callable[[], Result]) -> Future[Result]:
+        """Have something done; return where its result will be.
 
         Raises:
             StorageClosedError: `close` was called.
         """
         try:
-            self._pool.submit(work)
+            return self._pool.submit(work)
         except RuntimeError:
-            raise self._was_closed() from None
-
-    async def run(self, work: Callable[[], Result]) -> Result:
-        """Have something done and return its result. Cancelled, it is carried through once it has begun."""
-        try:
-            future = self._pool.submit(work)
-        except RuntimeError:
-            raise self._was_closed() from None
-        return await asyncio.wrap_future(future)
-
-    def _was_closed(self) -> StorageClosedError:
-        return StorageClosedError(f"{self._name} was closed.", remedy="Make a new storage.")
+            raise StorageClosedError(f"{self._name} was closed.", remedy="Make a new storage.") from None
 
     def close(self) -> None:
         """Let everything handed over finish, and end the threads. Blocks."""
