@@ -1,7 +1,7 @@
 """``agentstate copy``: move states to another storage, while both are in use."""
 
 import asyncio
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -9,11 +9,11 @@ from agentstate.cli.connection import AsJson, Target, Tenant
 from agentstate.cli.listing import known_kind
 from agentstate.cli.output import print_json, progressing
 from agentstate.errors import ConfigError
-from agentstate.exchange.copying import Copied, OnExisting, copy_states
 from agentstate.scope import check_id
 from agentstate.storage.protocol import ScopeQuery
 
 if TYPE_CHECKING:
+    from agentstate.exchange import Copied
     from agentstate.storage.protocol import Storage
 
 __all__ = ["copy"]
@@ -29,7 +29,8 @@ def copy(
     prefix: Annotated[str, typer.Option(help="Only ids that begin so.", show_default=False)] = "",
     user: Annotated[str | None, typer.Option(help="Only this owner's.")] = None,
     on_existing: Annotated[
-        OnExisting, typer.Option(help="When another state is there: stop, leave it, or replace it.")
+        Literal["error", "skip", "replace"],
+        typer.Option(help="When another state is there: stop, leave it, or replace it."),
     ] = "error",
     tenant: Tenant = "",
     as_json: AsJson = False,
@@ -47,7 +48,11 @@ def copy(
     typer.echo(f"{done.copied} copied with {done.items} log items{same}{skipped}.")
 
 
-async def _copy(source: Target, target: Target, query: ScopeQuery, on_existing: OnExisting) -> Copied:
+async def _copy(
+    source: Target, target: Target, query: ScopeQuery, on_existing: Literal["error", "skip", "replace"]
+) -> "Copied":
+    from agentstate.exchange import copy_states
+
     there: Storage
     here: Storage
     async with source.opened() as here, target.opened(create=True) as there:

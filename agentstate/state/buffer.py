@@ -142,11 +142,10 @@ class Buffer:
         return value
 
     def _note_read(self, at: At) -> None:
-        parent = self.parent
-        entry = (self if parent is None else self.root()).snapshot.entries.get(at)
+        entry = self.root().snapshot.entries.get(at)
         self._reads[at] = entry.stamp if entry is not None else None
-        if parent is not None:
-            self._marks[at] = parent.mark(at)
+        if self.parent is not None:
+            self._marks[at] = self.parent.mark(at)
 
     def mark(self, at: At) -> _Mark:
         """Return what was done to an entry here and below."""
@@ -157,8 +156,7 @@ class Buffer:
         """Set an entry. Raises `UnsupportedValueError` when the value wouldn't come back the same."""
         data = codec.encode(value)
         self.written[at] = new(_Written, (data, ttl))
-        if self.deltas:
-            self.deltas.pop(at, None)
+        self.deltas.pop(at, None)
         if codec.is_mutable(value):
             self._handed[at] = (value, data)
         elif self._handed:
@@ -204,13 +202,13 @@ class Buffer:
 
     def seen_keys(self, section: str, stored: set[str]) -> set[str]:
         """Return the keys of a section as this turn sees it, given those that are stored."""
-        below: set[str] = set()
-        if not self.cleared:
-            below |= stored if self.parent is None else self.parent.seen_keys(section, stored)
+        below = set[str]() if self.cleared else set(stored)
+        if self.parent is not None and not self.cleared:
+            below = self.parent.seen_keys(section, stored)
         for (name, key), written in self.written.items():
             if name == section:
                 (below.discard if written.value is None else below.add)(key)
-        return below | {key for name, key in self.deltas if name == section}
+        return below.union(key for name, key in self.deltas if name == section)
 
     # -- logs and the whole ------------------------------------------------------------------
 
@@ -307,9 +305,8 @@ class Buffer:
             self.log(name).merge(log)
         self.section_reads |= child.section_reads
         self.touched |= child.touched
-        for name in ("owner", "labels", "expiry"):
-            if getattr(child, name) is not KEEP:
-                setattr(self, name, getattr(child, name))
+        for name in [one for one in ("owner", "labels", "expiry") if getattr(child, one) is not KEEP]:
+            setattr(self, name, getattr(child, name))
 
     def _merge_entries(self, child: Buffer) -> None:
         for at, stamp in child._reads.items():
@@ -395,8 +392,7 @@ class Buffer:
 
     def _checks(self) -> list[Check]:
         checks = [new(Check, ("entry", at[0], stamp, at[1])) for at, stamp in self._reads.items()]
-        if self.section_reads:
-            checks += [Check("section", name, self.snapshot.sections.get(name)) for name in self.section_reads]
+        checks += [Check("section", name, self.snapshot.sections.get(name)) for name in self.section_reads]
         for name, log in self.logs.items():
             if log.was_read:
                 stored = self.snapshot.logs.get(name)
