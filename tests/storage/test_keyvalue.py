@@ -309,3 +309,17 @@ async def test_turns_of_several_processes(tmp_path):
     assert (int(found.entries["variables", "n"].value), found.logs["history"].head) == (24, 24)
     assert (await storage.read(A, EVERYTHING, lease=LeaseRequest(new_id(), 5.0, "test"))).lease is not None
     await storage.close()
+
+
+@pytest.mark.parametrize("kv", [DictStore(), SwappingDictStore()], ids=["plain", "swapping"])
+async def test_a_cancelled_commit_is_carried_through(kv):
+    """A handler that gives up on commit() and goes on adds its messages once."""
+    context = ConversationContext(KeyValueStorage(kv, durability="none"))
+    async with context.turn("c") as conversation:
+        await conversation.add("user", "once")
+        task = asyncio.ensure_future(conversation.commit())
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await conversation.add("user", "after")
+    assert [one.content for one in await context.get_history("c")] == ["once", "after"]

@@ -12,7 +12,8 @@ import time
 import pytest
 import rocksdict
 
-from agentstate.errors import ConfigError, DamagedStateError, StorageClosedError
+from agentstate import ConversationContext
+from agentstate.errors import CommitUnknownError, ConfigError, DamagedStateError, StorageClosedError
 from agentstate.scope import StateScope
 from agentstate.storage import registry
 from agentstate.storage.protocol import Append, Increment, LeaseRequest, Part, Put, ScopeQuery, TrimHead, Wants
@@ -310,7 +311,6 @@ async def test_a_read_waits_for_the_sync_of_what_it_read(storage):
 
 async def test_a_failed_sync_is_told(storage):
     """When the disk fails at the sync, the commit's outcome is unknown, and says so."""
-    from agentstate.errors import CommitUnknownError
 
     await storage.commit([add()], commit_id=new_id())
     engine = storage._engine
@@ -527,3 +527,16 @@ async def test_turns_exclude_each_other(storage):
 
     found = await asyncio.to_thread(lambda: asyncio.run(ask()))
     assert (found.lease, found.holder.holder) == (None, "first")
+
+
+async def test_a_cancelled_commit_is_carried_through(storage):
+    """A handler that gives up on commit() while it is synced, and goes on, adds its messages once."""
+    context = ConversationContext(storage)
+    async with context.turn("c") as conversation:
+        await conversation.add("user", "once")
+        task = asyncio.ensure_future(conversation.commit())
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await conversation.add("user", "after")
+    assert [one.content for one in await context.get_history("c")] == ["once", "after"]
