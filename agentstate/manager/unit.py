@@ -160,7 +160,8 @@ class Unit(Turn):
         commit_id = new_id()
         once = once._replace(commit_id=commit_id) if once is not None else None
         work = storage.commit(parts, commit_id=commit_id, lease=self.lease, once=once)
-        if storage.capabilities.leases == "process":
+        found = storage.capabilities
+        if found.leases == "process" and found.durability == "none" and found.taskless:
             return await work
         return await settle(work, taskless=storage.capabilities.taskless)
 
