@@ -14,7 +14,7 @@ import secrets
 import socket
 import threading
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 from urllib.parse import quote
 
 from agentstate.errors import StateError, StorageClosedError
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     import pytest
 
+    from agentstate.storage.postgresql import PostgresqlStorage
     from agentstate.testing.clock import FakeClock
 
 __all__ = ["close", "fresh_storage", "look", "run", "valkey_url"]
@@ -47,6 +48,8 @@ def fresh_storage(backend: str, clock: FakeClock, request: pytest.FixtureRequest
     elif name == "valkey":
         # Tests share a server: a prefix of its own is what makes a storage fresh.
         options = {"url": valkey_url(), **options, "key_prefix": f"test-{secrets.token_hex(8)}:"}
+    elif name == "postgresql":
+        options = {**options, "schema_name": f"test_{secrets.token_hex(8)}"}
     return FaultyStorage(registry.create(name, options, clock))
 
 
@@ -81,16 +84,18 @@ def close(storage: FaultyStorage) -> None:
 
 
 async def _close(storage: FaultyStorage) -> None:
-    if storage.name == "valkey":
-        await _empty(storage)
+    # The test may have closed it already; then its states stay in a place that nobody uses again.
+    with suppress(StorageClosedError):
+        if storage.name == "valkey":
+            await _empty(storage)
+        elif storage.name == "postgresql":
+            await cast("PostgresqlStorage", storage.inner).drop_schema()
     await storage.close()
 
 
 async def _empty(storage: FaultyStorage) -> None:
-    # The test may have closed it already; then its states stay under a prefix nobody uses again.
-    with suppress(StorageClosedError):
-        while any([await storage.drop(info.scope) for info in (await storage.scopes(ScopeQuery())).items]):
-            pass
+    while any([await storage.drop(info.scope) for info in (await storage.scopes(ScopeQuery())).items]):
+        pass
 
 
 def look(storage: FaultyStorage) -> States:

@@ -22,7 +22,7 @@ from agentstate.storage.postgresql.commit import send
 from agentstate.storage.postgresql.connections import Connections, LoopConnections
 from agentstate.storage.postgresql.encode import CommitCall, place_of
 from agentstate.storage.postgresql.faults import LostError, unreachable
-from agentstate.storage.postgresql.layout import PARTITIONS, Admission, admit
+from agentstate.storage.postgresql.layout import PARTITIONS, Admission, admit, quoted
 from agentstate.storage.postgresql.options import PostgresqlOptions, options_from
 from agentstate.storage.postgresql.seals import damaged, item_crc
 from agentstate.storage.protocol import (
@@ -353,6 +353,11 @@ class PostgresqlStorage:
         ((tenants, kinds, ids, entries, items),) = await here.ask(self._calls.sweep, self._now(), limit)
         scopes = tuple(decode.scope_of(*place) for place in zip(tenants, kinds, ids, strict=True))
         return Swept(scopes, entries, items, done=len(scopes) + entries + items < limit)
+
+    async def drop_schema(self) -> None:
+        """Remove the whole store: the schema and all that lies in it. Meant for tests; there is no way back."""
+        here = await self._here()
+        await here.ask(f"DROP SCHEMA {quoted(self.options.schema_name)} CASCADE")
 
 
 def _feed_position(cursor: str) -> tuple[int, int]:

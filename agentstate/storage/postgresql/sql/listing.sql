@@ -23,7 +23,9 @@ DECLARE
   v_found integer := 0;
 BEGIN
   v_where := t || '.tenant = $1 AND ' || t || '.kind = $2 AND (s.expires IS NULL OR s.expires > $3)'
-    || CASE WHEN p_label IS NULL THEN ' AND s.birth <> 0' ELSE ' AND l.label = $4' END
+    || CASE WHEN p_label IS NULL THEN '' ELSE ' AND l.label = $4' END
+    -- An absent state has neither label nor owner: without the condition only the owners' indexes serve.
+    || CASE WHEN p_label IS NULL AND p_owner IS NULL THEN ' AND s.birth <> 0' ELSE '' END
     || CASE WHEN p_owner IS NULL THEN '' ELSE ' AND s.owner = $5' END
     || CASE WHEN p_low IS NULL THEN '' ELSE ' AND ' || t || '.id >= $6' END
     || CASE WHEN p_high IS NULL THEN '' ELSE ' AND ' || t || '.id < $7' END
