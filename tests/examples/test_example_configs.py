@@ -16,7 +16,8 @@ CONFIGS = Path(__file__).parents[2] / "examples" / "config"
 @pytest.fixture
 def effective(monkeypatch):
     """Return a function that returns a handler's effective settings in an example."""
-    for name in ("VALKEY_STATE_URL", "VALKEY_STATE_PASSWORD", "STATE_KEY_PREFIX"):
+    ours = ("VALKEY_STATE_URL", "VALKEY_STATE_PASSWORD", "STATE_KEY_PREFIX")
+    for name in (*ours, "STATE_DATABASE_URL", "STATE_DATABASE_USER", "STATE_DATABASE_PASSWORD"):
         monkeypatch.delenv(name, raising=False)
 
     def settings(file, *names):
@@ -60,3 +61,12 @@ def test_multi_valkey(effective):
     assert (settings.options["url"], settings.ttl) == ("valkey://persistent-valkey:6379", 86400)
     assert (drafts.options["url"], drafts.options["key_prefix"]) == ("valkey://fast-valkey:6379", "drafts:")
     assert "max_connections" not in settings.options
+
+
+def test_postgresql(effective):
+    """A schema of the agent's own, on a server named by the environment."""
+    settings = effective("postgresql.yaml")
+    assert (settings.backend, settings.ttl) == ("postgresql", 86400)
+    assert (settings.options["url"], settings.options["database"]) == ("postgresql://postgres:5432", "agents")
+    assert (settings.options["schema_name"], settings.options["pool_size"]) == ("agent_state", 10)
+    assert effective("postgresql.yaml", "report").turns == "read"
