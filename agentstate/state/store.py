@@ -230,7 +230,7 @@ class Store:
         changed = self._changed(turn)
         if not changed:
             return ()
-        parts = [self._part(turn, buffer) for buffer in changed]
+        parts = self._parts(turn, changed)
         turn.publishing = asyncio.Event()
         work = self._publish(turn, changed, parts)
         return await (work if self._inline else settle(work, taskless=self._taskless))
@@ -239,7 +239,7 @@ class Store:
         plain, turn.plain = turn.plain, False
         try:
             done = await self.storage.commit(parts, commit_id=new_id(), lease=turn.lease)
-            for buffer, one in zip(buffers, done, strict=True):
+            for buffer, one in zip(buffers, done, strict=False):  # behind them: what was only relied on
                 buffer.committed(one)
         except CommitUnknownError as error:
             turn.unknown = error
@@ -273,7 +273,7 @@ class Store:
             if turn.lazy and self.legacy is not None:  # nothing was read yet
                 await self.legacy.refuse(turn.scope)
             changed = self._changed(turn)
-            parts = [self._part(turn, buffer) for buffer in changed]
+            parts = self._parts(turn, changed)
         except BaseException as error:
             await refused(self, turn, error)
             raise
@@ -285,6 +285,17 @@ class Store:
         if debugging():
             self._say_committed(turn, done)
         return done
+
+    def _parts(self, turn: Turn, changed: list[Buffer]) -> list[Part]:
+        """Return what is committed: the changed states, on condition of what was read of others."""
+        parts = [self._part(turn, buffer) for buffer in changed]
+        buffers = turn.frame.buffers
+        for buffer in buffers.values() if 0 < len(changed) < len(buffers) else ():
+            part = None if buffer in changed else buffer.part()
+            if part is not None and part.checks:
+                part.checks_only = True
+                parts.append(part)
+        return parts
 
     def _part(self, turn: Turn, buffer: Buffer) -> Part:
         settings = turn.settings

@@ -10,8 +10,10 @@ import pytest
 
 from agentstate import ConversationContext
 from agentstate.errors import ConflictError, ContextNotFoundError, StateError
+from agentstate.scope import StateScope
 from agentstate.state.settings import TurnSettings
 from agentstate.state.store import Store
+from agentstate.storage.protocol import Wants
 
 
 async def test_a_state_that_expires_during_its_turn(clocked, clock):
@@ -88,6 +90,31 @@ async def test_other_states_beside_the_own_unchanged_one(storage):
             await conversation.context.set_variable("other", "x", number)
     assert await context.get_variable("other", "x") == 2
     assert not await context.exists("c")
+
+
+@pytest.mark.parametrize("how", ["end", "publish"])
+async def test_what_was_read_of_other_states_is_checked(storage, how):
+    """A turn that relied on another state, without changing it, isn't committed when that has changed."""
+    if not storage.capabilities.atomic_scopes:
+        pytest.skip("one state a commit")
+    context, other = ConversationContext(storage), ConversationContext(storage)
+    await context.set_variable("other", "limit", 3)
+
+    async def spend(*, raised):
+        async with context.turn("c") as conversation:
+            limit = await conversation.context.get_variable("other", "limit")
+            if raised:
+                await asyncio.create_task(other.set_variable("other", "limit", 0), context=contextvars.Context())
+            await conversation.set("spent", limit)
+            if how == "publish":
+                await conversation.commit()
+
+    with pytest.raises(ConflictError):
+        await spend(raised=True)
+    assert await context.get_variable("c", "spent") is None
+    await spend(raised=False)
+    assert await context.get_variable("c", "spent") == 0
+    assert (await context.storage.read(StateScope.conversation("other"), Wants())).stamp.version == 2
 
 
 @pytest.mark.parametrize("by", [2**62, 1.5, "1", 2**70, None])
