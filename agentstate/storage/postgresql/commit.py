@@ -3,7 +3,7 @@
 A commit whose reply was lost may have been done. It is sent again, on a new connection, until
 it is answered: the function looks the commit id up, under the lock of the state's row, and sees
 to it that what is left of an earlier sending isn't done after this one. What isn't decided by
-the deadline is a `CommitUnknownError`.
+10 seconds after the first loss is a `CommitUnknownError`.
 """
 
 from __future__ import annotations
@@ -50,8 +50,7 @@ async def send(here: LoopConnections, sql: str, call: CommitCall, commit_id: int
 
 
 async def _decide(here: LoopConnections, sql: str, call: CommitCall, commit_id: int) -> Any:
-    deadline = here.loop.time() + DECIDED_WITHIN
-    pause, sent = FIRST_PAUSE, False
+    deadline, pause, sent = 0.0, FIRST_PAUSE, False
     while True:
         try:
             (row,) = await here.run(sql, *call.arguments)
@@ -68,6 +67,7 @@ async def _decide(here: LoopConnections, sql: str, call: CommitCall, commit_id: 
             raise _unknown(here, call, commit_id, other) from other
         else:
             return row
+        deadline = deadline or here.loop.time() + DECIDED_WITHIN
         if here.loop.time() + pause > deadline:
             raise _unknown(here, call, commit_id, error) if sent else error
         call.arguments[RESENT] = sent
