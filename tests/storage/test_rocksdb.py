@@ -241,6 +241,23 @@ asyncio.run(storage.commit([part], commit_id=2))
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
+def test_a_program_that_just_ends(directory):
+    """A store that nobody closed is closed at exit, without a word, and all is there the next time."""
+    code = f"""
+import asyncio
+from agentstate import stateful
+@stateful(url="rocksdb:///{directory}")
+async def handler(task, context, context_id):
+    return await context.increment(context_id, "n")
+print(asyncio.run(handler({{"context_id": "c"}})))
+"""
+    for said in ("1", "2"):
+        done = subprocess.run(
+            [sys.executable, "-W", "error", "-c", code], check=True, capture_output=True, text=True, timeout=60
+        )
+        assert (done.stdout.strip(), done.stderr) == (said, "")
+
+
 # -- the event loop -----------------------------------------------------------------------
 
 

@@ -88,12 +88,8 @@ class Access:
         if self._closed:
             raise StorageClosedError("This key-value storage was closed.", remedy="Make a new one.")
         try:
-            if inspect.iscoroutinefunction(method) or self._quick:
-                result = method(*arguments)
-            else:
-                if self._pool is None:
-                    self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="agentstate-keyvalue")
-                result = await asyncio.get_running_loop().run_in_executor(self._pool, partial(method, *arguments))
+            call = partial(method, *arguments)
+            result = call() if inspect.iscoroutinefunction(method) or self._quick else await self._on_a_thread(call)
             return await result if inspect.isawaitable(result) else result
         except (StateError, asyncio.CancelledError):
             raise
@@ -102,6 +98,16 @@ class Access:
                 f"The byte store {type(self._kv).__name__} failed: {error}.",
                 remedy="See the error below it; what was under way may have happened.",
             ) from error
+
+    async def _on_a_thread(self, call: Callable[[], Any]) -> Any:
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="agentstate-keyvalue")
+        try:
+            future = asyncio.get_running_loop().run_in_executor(self._pool, call)
+        except RuntimeError:
+            # The interpreter ends and lends no thread any more: nobody is left to be kept waiting.
+            return call()
+        return await future
 
     def close(self) -> None:
         """Call nothing more. The byte store itself stays open: who made it closes it."""

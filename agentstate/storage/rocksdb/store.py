@@ -104,7 +104,11 @@ class Store:
         """Finish what was handed over, and close the directory. Cancelled, it is closed nevertheless."""
         self._closed = True
         if self._engine is None or not self._engine.forked:
-            await asyncio.to_thread(self._close)
+            try:
+                await asyncio.to_thread(self._close)
+            except RuntimeError:
+                # The interpreter ends and lends no thread any more: nobody is left to be kept waiting.
+                self._close()
 
     def _close(self) -> None:
         self._workers.close()
