@@ -32,7 +32,7 @@ class Place(NamedTuple):
         return registry.create(self.spec.backend, self.spec.options)
 
 
-@pytest.fixture(params=["file", "sqlite", "valkey"])
+@pytest.fixture(params=["file", "sqlite", "rocksdb", "valkey"])
 def new_place(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[int], Place]:
     """Return a maker of fresh places on each persistent backend, by number."""
 
@@ -40,6 +40,8 @@ def new_place(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[int],
         options: dict[str, object]
         if request.param == "file":
             options, preload = {"storage_dir": str(tmp_path / f"states-{number}")}, ()
+        elif request.param == "rocksdb":
+            options, preload = {"url": f"rocksdb:///{tmp_path}/states-{number}"}, ("rocksdict",)
         elif request.param == "sqlite":
             options, preload = {"url": f"sqlite:///{tmp_path}/state-{number}.db"}, ("apsw",)
         else:

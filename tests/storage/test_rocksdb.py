@@ -13,7 +13,13 @@ import pytest
 import rocksdict
 
 from agentstate import ConversationContext
-from agentstate.errors import CommitUnknownError, ConfigError, DamagedStateError, StorageClosedError
+from agentstate.errors import (
+    CommitUnknownError,
+    ConfigError,
+    DamagedStateError,
+    MissingDependencyError,
+    StorageClosedError,
+)
 from agentstate.scope import StateScope
 from agentstate.storage import registry
 from agentstate.storage.protocol import Append, Increment, LeaseRequest, Part, Put, ScopeQuery, TrimHead, Wants
@@ -557,3 +563,13 @@ async def test_a_cancelled_commit_is_carried_through(storage):
         await asyncio.gather(task, return_exceptions=True)
         await conversation.add("user", "after")
     assert [one.content for one in await context.get_history("c")] == ["once", "after"]
+
+
+async def test_a_missing_driver(directory, monkeypatch):
+    """Without the driver the error is the command that installs it, and nothing was made."""
+    monkeypatch.setitem(sys.modules, "rocksdict", None)
+    storage = registry.create("rocksdb", {"url": f"rocksdb:///{directory}"})
+    with pytest.raises(MissingDependencyError, match=r"pip install 'agentstate-suite\[rocksdb\]'"):
+        await storage.open()
+    await storage.close()
+    assert not directory.exists()
