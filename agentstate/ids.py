@@ -37,6 +37,10 @@ def context_id_of(
     Raises:
         ContextIdError: something else stands where an id should be, as a list or a dict.
     """
+    if kind_of(task) is dict and "metadata" not in task and "message" not in task:  # one place, as most dicts have
+        name, value = next(((name, task[name]) for name in names if task.get(name)), ("", None))
+        if type(value) is str:
+            return value, [name]
     metadata, message = field_of(task, "metadata"), field_of(task, "message")
     places = [("", task)] if metadata is None else [("metadata.", metadata), ("", task)]
     if message is not None:

@@ -2,6 +2,7 @@
 
 One daemon thread per process renews the leases of all stores, each through its storage's
 own blocking connection, so that a handler that blocks its event loop doesn't lose its turn.
+Where a turn is a lock of the machine, renewing keeps a state of a short life alive meanwhile.
 A turn past its ``turn_timeout`` is not renewed. The thread starts with the first lease and
 sleeps while there are none; a forked child starts its own.
 
@@ -70,7 +71,7 @@ class Renewer:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="agentstate-renewal", daemon=True)
                 self._thread.start()
-        if len(self._held) == 1:
+        if len(self._held) == 1 and not self._wake.is_set():
             self._wake.set()
         return held
 

@@ -157,7 +157,7 @@ class Store:
             raise
         turn = Turn(self, snapshot, settings, origin, principal=principal, parent=parent)
         turn.ticket, turn.lease = ticket, lease
-        if self._renews:
+        if self._renews or snapshot.expires_at is not None or settings.ttl is not None:  # no state ends in its turn
             turn.renewed = renewer.add(self.storage, lease, origin.handler, turn.loop, turn.deadline)
         if debugging():
             debug("read", **who(origin, scope), waited_ms=round((time.monotonic() - started) * 1000, 2))

@@ -11,9 +11,13 @@ from agentstate import Conversation, ConversationContext, stateful
 from agentstate.errors import LeaseLostError
 from agentstate.scope import StateScope
 from agentstate.state import renewal
+from agentstate.state import store as store_module
 from agentstate.state.renewal import BLOCKED_SECONDS, RENEW_SECONDS, Renewer
+from agentstate.state.settings import TurnSettings
+from agentstate.state.store import Store
 from agentstate.storage import registry
 from agentstate.storage.protocol import LeaseRequest, Part, Put, Wants
+from agentstate.testing.clock import FakeClock
 
 SCOPE = StateScope.conversation("c-1")
 
@@ -111,3 +115,23 @@ async def test_renewing_outlives_a_server_that_is_down(storage_options, caplog):
         assert not held.lost
         assert "renewing leases failed" in caplog.text
         await storage.close()
+
+
+@pytest.mark.parametrize("backend", ["sqlite", "file", "memory"])
+async def test_a_state_outlives_its_lifetime_while_its_turn_runs(backend, storage_options, monkeypatch):
+    """Where the turn is a lock of the machine, a long turn keeps a state with a short lifetime there for others."""
+    renewer = Renewer()
+    monkeypatch.setattr(renewal, "renewer", renewer)
+    monkeypatch.setattr(store_module, "renewer", renewer)
+    clock = FakeClock()
+    storage = registry.create(backend, storage_options(backend), clock=clock)
+    context = ConversationContext(Store(storage, clock=clock), settings=TurnSettings(ttl=5))
+    await context.set_variable("c-1", "k", 1)
+    async with context.turn("c-1"):
+        for _ in range(4):
+            clock.advance(15)
+            await asyncio.to_thread(renewer.tick, time.monotonic() + RENEW_SECONDS)
+            for one in renewer._held:
+                one.due = 0.0
+            assert (await storage.read(SCOPE, Wants())).birth
+    await storage.close()
