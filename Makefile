@@ -48,6 +48,17 @@ test: $(READY) ## all tests, servers included: make test [ARGS='-k sqlite']
 test-crash: $(READY) ## the tests that kill processes, with many cycles: make test-crash [CYCLES=1000]
 	@AGENTSTATE_CRASH_CYCLES=$(CYCLES) $(BIN)/python -m pytest -n $(JOBS) -m crash -q $(ARGS)
 
+FERRETDB := .venvs/ferretdb
+$(FERRETDB): $(wildcard tests/ferretdb/*)
+	@command -v go >/dev/null || { echo "Go 1.24 or newer builds FerretDB; or name a server: AGENTSTATE_TEST_MONGODB_URL=mongodb://host make test-mongodb" >&2; exit 1; }
+	@echo "building FerretDB into $@, once"
+	@mkdir -p $(@D)
+	@cd tests/ferretdb && go build -trimpath -o ../../$@ .
+
+.PHONY: test-mongodb
+test-mongodb: $(READY) $(if $(AGENTSTATE_TEST_MONGODB_URL),,$(FERRETDB)) ## the MongoDB backend, on a FerretDB built with Go or AGENTSTATE_TEST_MONGODB_URL
+	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -q -r fE tests/storage/test_conformance_mongodb.py tests/storage/test_mongodb_*.py $(ARGS)
+
 .PHONY: test-matrix
 test-matrix: $(READY) ## hidden parameters in the agent frameworks, in an environment of their own
 	@tests/matrix/run $(ARGS)

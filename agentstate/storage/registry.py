@@ -30,6 +30,7 @@ GROUP: Final = "agentstate.storage"
 BUILT_IN: Final = {
     "file": "agentstate.storage.file:FileStorage",
     "memory": "agentstate.storage.memory:MemoryStorage",
+    "mongodb": "agentstate.storage.mongodb:MongodbStorage",
     "postgresql": "agentstate.storage.postgresql:PostgresqlStorage",
     "rocksdb": "agentstate.storage.rocksdb:RocksdbStorage",
     "sqlite": "agentstate.storage.sqlite:SqliteStorage",
@@ -39,6 +40,7 @@ SCHEMES: Final = {
     **{name: name for name in BUILT_IN},
     "postgres": "postgresql",
     **dict.fromkeys(("valkeys", "redis", "rediss", "valkey+cluster", "valkey+sentinel", "unix"), "valkey"),
+    "mongodb+srv": "mongodb",
 }
 ADVICE: Final = {
     "sled": "Sled has no maintained Python binding: use sqlite (sqlite:///state.db) or rocksdb (rocksdb:///states).",
