@@ -20,6 +20,8 @@ async def test_stopped_holders(new_place, chance):
     """A holder that was stopped while another took its turn can't commit; a kernel lock can't be taken."""
     place = new_place(0)
     storage = place.storage()
+    if not storage.capabilities.shared:
+        pytest.skip("not declared: shared")
     await storage.open()
     for number in range(ROUNDS):
         scope = StateScope.conversation(f"c-{number % 7}")
