@@ -12,6 +12,7 @@ from agentstate.handling import Request, in_turn
 from agentstate.ids import CONTEXT_NAMES, context_id_of, plain_id
 from agentstate.principal import ANONYMOUS, of_call
 from agentstate.scope import StateScope, check_id
+from agentstate.storage.records import new
 from agentstate.text import message_text
 
 if TYPE_CHECKING:
@@ -81,7 +82,8 @@ class Call:
         once = plan.once(*self.args, **self.kwargs) if plan.once is not None else None
         _, settings, run_without = self.bound
         fingerprint = self._fingerprint() if once is not None else ""
-        return Request(self._scope(principal), plan.handler, settings, principal, once, fingerprint, run_without)
+        scope = self._scope(principal)
+        return new(Request, (scope, plan.handler, settings, principal, once, fingerprint, run_without, ""))
 
     def _scope(self, principal: str | None) -> StateScope:
         plan = self.plan

@@ -30,6 +30,7 @@ from agentstate.state.settle import own_task
 from agentstate.state.store import Store
 from agentstate.state.turn import Frame, Turn, current, new_id
 from agentstate.storage.protocol import OnceRecord
+from agentstate.storage.records import new
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -140,7 +141,7 @@ async def enter(store: Store, request: Request) -> Turn | Outcome:
     turn_id = f"{new_id():016x}"
     outer = current.get()
     correlation = request.correlation or (outer.turn.origin.correlation if outer is not None else "") or turn_id
-    origin = Origin("turn", request.handler, turn_id, request.principal or "", correlation=correlation)
+    origin = new(Origin, ("turn", request.handler, turn_id, request.principal or "", "", correlation, ""))
     try:
         turn = await store.enter(
             request.scope,

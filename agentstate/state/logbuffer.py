@@ -37,7 +37,11 @@ class LogBuffer:
         self.pending: list[Append] = []
         self.was_read = False
         self._edits: dict[int, _Edit] = {}
-        self._origin = self.start, self.end = self._bounds()
+        if parent is None and view is not None:
+            self.start, self.end = view.first, view.head + 1
+        else:
+            self.start, self.end = self._bounds()
+        self._origin = (self.start, self.end)
 
     def _bounds(self) -> tuple[int, int]:
         if self.parent is not None:

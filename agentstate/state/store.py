@@ -33,6 +33,7 @@ from agentstate.state.renewal import LEASE_SECONDS, renewer
 from agentstate.state.settle import Errand, own_task, settle, unheard
 from agentstate.state.turn import Frame, Turn, new_id, not_found
 from agentstate.storage.protocol import ANY, KEEP, LeaseRequest, Wants
+from agentstate.storage.records import new
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -134,7 +135,7 @@ class Store:
             ticket = await self._wait_in_line(scope, settings, origin, parent)
         nonce = ticket.lease.nonce if ticket.lease is not None else new_id()
         try:
-            request = LeaseRequest(nonce, LEASE_SECONDS, describe(ticket.holder))
+            request = new(LeaseRequest, (nonce, LEASE_SECONDS, describe(ticket.holder)))
             while True:
                 reading = self.storage.read(scope, wants, lease=request, once=once, touch=touch)
                 snapshot = await (reading if self._inline else self._carry(reading, scope, nonce))
