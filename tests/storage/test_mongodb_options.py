@@ -5,7 +5,7 @@ import pytest
 from agentstate.errors import ConfigError, StorageUnavailableError
 from agentstate.scope import StateScope
 from agentstate.storage import registry
-from agentstate.storage.mongodb import MongodbStorage
+from agentstate.storage.mongodb import MongodbOptions, MongodbStorage
 from agentstate.testing.turns import EVERYTHING
 from tests.servers import free_port
 
@@ -37,6 +37,13 @@ def test_wrong_urls(url):
         MongodbStorage(url)
 
 
+@pytest.mark.parametrize("wrong", [5, "replicaSet", {"retryReads": "false"}])
+def test_wrong_server_options(wrong):
+    """What is no connection setting of MongoDB's is refused."""
+    with pytest.raises(ConfigError):
+        MongodbStorage(server_options=wrong)
+
+
 def test_what_a_url_says():
     """User, password, database, options of ours and of MongoDB's own are taken from the URL."""
     made = registry.create(
@@ -47,6 +54,8 @@ def test_what_a_url_says():
     assert options.password is not None
     assert (options.username, options.password.get_secret_value()) == ("ada", "p@ss")
     assert (options.database, options.socket_timeout) == ("agents", 2.0)
+    same = MongodbOptions.model_validate({**options.model_dump(), "server_options": dict(options.server_options)})
+    assert hash(same) == hash(options), "stores are told apart by their options"
     assert options.client_url() == "mongodb://one:1,two:2/?replicaSet=rs0&authSource=admin"
     assert made.location == "mongodb://ada@one:1,two:2/agents"
     assert registry.backend_for_url("mongodb+srv://cluster.example") == "mongodb"

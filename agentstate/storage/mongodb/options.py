@@ -54,7 +54,7 @@ class MongodbOptions(BaseModel, extra="forbid", frozen=True):
             and query move to the fields they name.
         database: the database's name.
         collection_prefix: begins the names of the five collections.
-        server_options: MongoDB's own connection settings, as ``{"replicaSet": "rs0"}``.
+        server_options: MongoDB's own connection settings, given as ``{"replicaSet": "rs0"}``.
         max_connections: at most so many connections per event loop.
         socket_timeout: seconds without a reply after which a connection is given up.
         connect_timeout: seconds that finding and reaching a server may take.
@@ -69,7 +69,7 @@ class MongodbOptions(BaseModel, extra="forbid", frozen=True):
     password: SecretStr | None = None
     database: str = Field(default=DATABASE, pattern=r"^[A-Za-z0-9_-]{1,63}$")
     collection_prefix: str = Field(default="", pattern=r"^[A-Za-z0-9_.-]{0,100}$")
-    server_options: dict[str, str] = {}
+    server_options: tuple[tuple[str, str], ...] = ()
     max_connections: int = Field(default=20, ge=1)
     socket_timeout: float = Field(default=5.0, gt=0)
     connect_timeout: float = Field(default=5.0, gt=0)
@@ -84,15 +84,18 @@ class MongodbOptions(BaseModel, extra="forbid", frozen=True):
             return given
         bare, found = _take_apart(url, cls.model_fields)
         merged = {**found, **given, "url": bare}
-        asked: object = merged.get("server_options") or {}
-        chosen: dict[Any, Any] = dict(asked) if isinstance(asked, dict) else {}  # pyright: ignore[reportUnknownArgumentType]
+        asked: Any = merged.get("server_options") or ()
+        try:
+            chosen: dict[Any, Any] = dict(asked)
+        except (TypeError, ValueError):
+            raise ConfigError(f"server_options is {asked!r}.", remedy="Say {'replicaSet': 'rs0'}.") from None
         for name in [name for name in merged if name.lower() in _BY_LOWER]:
             chosen[_BY_LOWER[name.lower()]] = merged.pop(name)
         if unknown := [str(name) for name in chosen if name not in SERVER_OPTIONS]:
             raise ConfigError(
                 f"{unknown[0]!r} is no connection setting of MongoDB.", remedy=nearest(unknown[0], SERVER_OPTIONS)
             )
-        return {**merged, "server_options": {str(name): str(value) for name, value in chosen.items()}}
+        return {**merged, "server_options": tuple((str(name), str(value)) for name, value in chosen.items())}
 
     @property
     def location(self) -> str:
@@ -103,7 +106,7 @@ class MongodbOptions(BaseModel, extra="forbid", frozen=True):
 
     def client_url(self) -> str:
         """Return the URL as the driver takes it. It holds no password."""
-        query = "&".join(f"{name}={quote(value, safe='')}" for name, value in self.server_options.items())
+        query = "&".join(f"{name}={quote(value, safe='')}" for name, value in self.server_options)
         return f"{self.url}/?{query}" if query else f"{self.url}/"
 
     def client_settings(self) -> dict[str, Any]:
