@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 __all__ = ["app"]
 
+EXTRAS = frozenset({"mongodb", "postgresql", "rocksdb", "valkey"})
+"""Backends whose drivers are installed by an extra of the same name."""
+
 DEFAULT: Final = "sqlite"
 
 app = typer.Typer(help="New skills for an agent's project.")
@@ -97,8 +100,8 @@ def _report(skill: "Skill", written: "Written") -> None:
         say("added to", str(path), style="green")
     say()
     say("Next steps", style="bold")
-    if skill.backend == "valkey":
-        say("  pip install 'agentstate-suite[valkey]'")
+    if skill.backend in EXTRAS:
+        say(f"  pip install 'agentstate-suite[{skill.backend}]'")
     say(f"  pytest tests/test_{skill.name}.py")
     if skill.backend:
         say(f"  agentstate config explain {skill.name}")

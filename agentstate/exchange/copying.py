@@ -171,7 +171,7 @@ class _Copier:
             scope=there.scope,
             found=there.stamp,
             what="the state",
-            remedy="Say on_existing= (--on-existing): 'skip' leaves what is there, 'replace' puts the copy in its place.",
+            remedy="Say on_existing= (--on-existing): 'skip' leaves what is there, 'replace' replaces it.",
         )
 
     async def _store(self, original: Snapshot, there: Snapshot) -> int | None:
