@@ -21,7 +21,7 @@ def server():
 
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    with ValkeyServer(port=port):
+    with ValkeyServer(port=port, config={"save": "3600 1"}):
         yield f"valkey://127.0.0.1:{port}"
 
 

@@ -22,7 +22,7 @@ _numbers = itertools.count(1)
 @pytest.fixture(scope="session")
 def valkey_server():
     """This test process's Valkey server; don't kill, configure or empty it."""
-    with ValkeyServer() as server:
+    with ValkeyServer(save="3600 1") as server:  # without any persistence, storages warn
         yield server
 
 

@@ -27,7 +27,7 @@ SKIPPED = [(fence.where, fence.options["skip"]) for page in PAGES for fence in f
 @pytest.fixture(scope="module")
 def valkey():
     """Return the URL of this process's Valkey server."""
-    with ValkeyServer() as server:
+    with ValkeyServer(save="3600 1") as server:
         yield server.url
 
 

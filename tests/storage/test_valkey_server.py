@@ -351,3 +351,25 @@ class TestNeighbours:
         keys = [key for key in server.ask("KEYS", "*") if key != b"agentstate:{store}"]
         assert len(keys) > 10
         assert {key.partition(b"}")[0] for key in keys} == {b"agentstate:{110"}
+
+
+class TestPersistence:
+    """What a restart of the server would cost is said when the store is opened."""
+
+    async def test_nothing_kept(self, caplog):
+        """A server that writes nothing to its disk is used, with a warning that names it."""
+        with ValkeyServer(save="", appendonly="no") as server:
+            storage = ValkeyStorage(server.url)
+            await storage.open()
+            await storage.close()
+            assert [record.message for record in caplog.records if "keeps nothing on disk" in record.message]
+            assert str(server.port) in caplog.text
+
+    @pytest.mark.parametrize("config", [{"save": "3600 1"}, {"appendonly": "yes", "save": ""}])
+    async def test_something_kept(self, caplog, config):
+        """Snapshots or an append-only file are enough for no warning."""
+        with ValkeyServer(**config) as server:
+            storage = ValkeyStorage(server.url)
+            await storage.open()
+            await storage.close()
+            assert "keeps nothing" not in caplog.text

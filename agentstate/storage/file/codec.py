@@ -21,6 +21,7 @@ from agentstate.storage.protocol import (
     Entry,
     Increment,
     JournalRecord,
+    Kept,
     LogItem,
     OnceRecord,
     Part,
@@ -119,6 +120,8 @@ def encode_part(part: Part) -> Json:
                 data[name] = dict(value) if name == "labels" else value
     if not part.sliding:
         data["sliding"] = False
+    if part.kept is not None:
+        data["kept"] = [*part.kept[:3], dict(part.kept.firsts)]
     return data
 
 
@@ -149,6 +152,7 @@ def decode_part(scope: StateScope, data: Json) -> Part:
             for log, item, value, ttl, unique in data.get("appends", ())
         ],
         sliding=data.get("sliding", True),
+        kept=Kept(*data["kept"]) if "kept" in data else None,
         **found,
     )
 

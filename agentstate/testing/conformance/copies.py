@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from agentstate.storage.protocol import Append, Kept, Part, Put, ScopeQuery, TrimHead, Wants
-from agentstate.testing.conformance.case import A, B, StorageCase, commit, log_of, read
+from agentstate.testing.conformance.case import A, B, StorageCase, commit, log_of, need, picture, read
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from agentstate.storage.protocol import Storage
+    from agentstate.testing.clock import FakeClock
 
 LONG_AGO = 1_000_000.0
 LATER = 1_000_500.0
@@ -75,6 +78,23 @@ class CopyTests(StorageCase):
         found = await read(storage)
         assert list(found.entries) == [("variables", "k")]
         assert (found.created_at, found.updated_at) == (LONG_AGO, LATER)
+
+    async def test_reopened(
+        self, storage: Storage, clock: FakeClock, another: Callable[..., Awaitable[Storage]]
+    ) -> None:
+        """All of that is stored: it is the same when the data is opened again."""
+        need(storage.capabilities.durability != "none", "durability")
+        kept = Kept(9, LONG_AGO, LATER, {"history": 31})
+        await commit(storage, appends=[Append("history", "m-31", b"31")], kept=kept)
+        await commit(storage, puts=[Put("variables", "k", b"2")])
+        before = await picture(storage)
+        await storage.close()
+        again = await another(clock)
+        assert await picture(again) == before
+        found = await read(again)
+        assert found.stamp is not None
+        assert (found.stamp.version, found.created_at) == (10, LONG_AGO)
+        assert found.logs["history"].first == 31
 
     async def test_order(self, storage: Storage) -> None:
         """Listings by time put a copy where its original was."""
