@@ -128,9 +128,11 @@ class Operations(ABC):
             ttl: the entry's own lifetime in seconds.
             expected: the version it must have, from `get_versioned`; ``None``: it must be absent.
             as_type: the value is one of these, and is stored as plain JSON for ``get(..., as_type=)``.
-            path: a JSON Pointer to the part that is set, in the value that is there.
+            path: a JSON Pointer to the part that is set, in the value that is there; without ``ttl``
+                and ``expected``, which are about whole entries.
 
         Raises:
+            ValueError: ``path`` stands beside one of these.
             ConflictError: the entry has another version than expected; nothing was stored.
             UnsupportedValueError: the value would not come back the same.
             ValueTooLargeError: it has more than ``max_value_bytes``.
@@ -139,6 +141,8 @@ class Operations(ABC):
         _check_ttl(ttl)
         value = value if as_type is None else dumped(value, as_type)
         if path is not None:
+            if ttl is not None or not isinstance(expected, AnyVersion):
+                raise ValueError("path= sets a part of an entry; ttl= and expected= are about the whole entry")
             await self._change(where, key, lambda old: patches.put(old, path, value))
             return
         self.check_size(where, key, value)

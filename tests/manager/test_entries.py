@@ -254,6 +254,9 @@ async def test_pointers(manager):
     assert await manager.get(A, "k", path="/") == 3
     for path in ("/zz", "/items/5", "/items/0/n/x", "/items/x"):
         assert await manager.get(A, "k", "none", path=path) == "none"
+    for whole in ({"ttl": 5.0}, {"expected": None}):
+        with pytest.raises(ValueError, match="whole entry"):
+            await manager.set(A, "k", 1, path="/items/0/n", **whole)
     assert await manager.increment(A, "k", 4, path="/items/0/n") == 5
     assert await manager.increment(A, "k", path="/new") == 1
     await manager.set(A, "k", "x", path="/items/0/name")
