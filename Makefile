@@ -14,6 +14,7 @@ READY := $(VENV)/.ready
 JOBS ?= auto
 STATE ?= sqlite
 CYCLES ?= 1000
+STATES ?= 100000
 ARGS ?=
 
 .PHONY: help
@@ -58,6 +59,10 @@ $(FERRETDB): $(wildcard tests/ferretdb/*)
 .PHONY: test-mongodb
 test-mongodb: $(READY) $(if $(AGENTSTATE_TEST_MONGODB_URL),,$(FERRETDB)) ## the MongoDB backend, on a FerretDB built with Go or AGENTSTATE_TEST_MONGODB_URL
 	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -q -r fE tests/storage/test_conformance_mongodb.py tests/storage/test_mongodb_*.py $(ARGS)
+
+.PHONY: test-large
+test-large: $(READY) ## listings of very many states: make test-large [STATES=100000] [ARGS=tests/storage/test_conformance_sqlite.py]
+	@AGENTSTATE_LISTED_STATES=$(STATES) $(BIN)/python -m pytest -q -k test_very_many --durations=0 $(or $(ARGS),tests/storage)
 
 .PHONY: test-matrix
 test-matrix: $(READY) ## hidden parameters in the agent frameworks, in an environment of their own

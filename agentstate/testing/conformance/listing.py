@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 from typing import TYPE_CHECKING, Literal
 
 import pytest
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 
 IDS = ["a", "a:", "a:b", "a:b:c", "a;", "ab", "A", "b", "a%b", "a_b", "a*", "é", "e\u0301", "\U0001f600", "\uffee"]
 Order = Literal["id", "updated"]
+LISTED_STATES = int(os.environ.get("AGENTSTATE_LISTED_STATES", "300"))
+AT_ONCE = 50
 
 
 def conversations(ids: Iterable[str]) -> list[StateScope]:
@@ -42,6 +46,26 @@ async def listed(storage: Storage, query: ScopeQuery | None = None) -> list[Stat
 
 class ListingTests(StorageCase):
     """`Storage.scopes`."""
+
+    async def test_very_many(self, storage: Storage, clock: FakeClock) -> None:
+        """All of them are listed once, in pages, in both orders and both directions, and by owner.
+
+        ``AGENTSTATE_LISTED_STATES`` says how many they are; it was made for 100,000.
+        """
+        scopes = conversations(f"c-{n:06d}" for n in range(LISTED_STATES))
+        for start in range(0, len(scopes), AT_ONCE):
+            batch = scopes[start : start + AT_ONCE]
+            await asyncio.gather(*(commit(storage, scope, owner=f"user-{start // AT_ONCE % 7}") for scope in batch))
+            clock.advance(1)
+        query = ScopeQuery(limit=1000)
+        assert await listed(storage, query) == scopes
+        assert await listed(storage, query._replace(reverse=True)) == scopes[::-1]
+        by_age = await listed(storage, query._replace(order="updated", kind="conversation"))
+        assert sorted(by_age, key=lambda one: one.id) == scopes
+        places = [int(one.id[2:]) // AT_ONCE for one in by_age]
+        assert places == sorted(places)
+        own = [one for number, one in enumerate(scopes) if number // AT_ONCE % 7 == 3]
+        assert await listed(storage, query._replace(owner="user-3")) == own
 
     async def test_empty_listing(self, storage: Storage) -> None:
         """An empty storage lists nothing."""
