@@ -122,7 +122,7 @@ class Watched:
                 address = await self._primary()
                 if self._node is None or self._node.address != address:
                     if self._node is not None:
-                        self._node.abort()
+                        self._node.end()
                     self._node = Node(address, self._options, self._tls)
                 pipeline = await self._node.open()
                 role = await pipeline.send(("ROLE",))
