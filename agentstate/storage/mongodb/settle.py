@@ -264,17 +264,11 @@ def _check_duplicates(error: BulkWriteError) -> None:
 
 async def _put_once(here: LoopConnections, documents: Sequence[Document]) -> None:
     """Put what idempotency keys did in place, also over what one did a day ago."""
-    from pymongo import ReplaceOne
-    from pymongo.errors import BulkWriteError
+    from pymongo.errors import DuplicateKeyError
 
-    if not documents:
-        return
-    try:
-        await here.metadata.bulk_write(
-            [ReplaceOne({"_id": one["_id"]}, close_document(one), upsert=True) for one in documents], ordered=False
-        )
-    except BulkWriteError as error:
-        _check_duplicates(error)
+    for one in documents:
+        with suppress(DuplicateKeyError):  # another was quicker to do the same
+            await here.metadata.replace_one({"_id": one["_id"]}, close_document(one), upsert=True)
 
 
 async def _replace(here: LoopConnections, plans: Iterable[_Plan]) -> None:
